@@ -1,0 +1,1 @@
+//! The builders: each turns a plan into an artifact on its kind of machine.

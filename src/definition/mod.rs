@@ -1,0 +1,5 @@
+//! Reads definitions and builder profiles: TOML text to checked values.
+
+pub mod model;
+
+pub use model::*;

@@ -1,0 +1,1 @@
+//! Downloads, verifies and caches base images.

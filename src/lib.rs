@@ -1,0 +1,33 @@
+//! forge builds, tests and promotes machine templates for Proxmox VE.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! templates/<name>/template.toml   what to build           ┐
+//! builders/<name>.toml             where to build it       ├─► definition ─► plan (resolved, hashed)
+//! http/                            seed files for guests   ┘                  │
+//!                                                                             ▼
+//!       fetch ─► launch ─► install ─► connect ─► provision ─► check ─► seal ─► prove ─► artifact
+//!       └──────────── run: one step after another, with undo and cancel ────────────┘
+//!                                   └─► events ─► report (terminal | lines | JSON)
+//! ```
+//!
+//! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`]) are plain data and
+//! rules. Edges ([`qemu`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
+//! Work ([`builder`], [`provision`], [`check`], [`run`], [`report`]) uses both.
+
+pub mod artifact;
+pub mod builder;
+pub mod check;
+pub mod cli;
+pub mod communicator;
+pub mod definition;
+pub mod event;
+pub mod failure;
+pub mod fetch;
+pub mod plan;
+pub mod provision;
+pub mod qemu;
+pub mod report;
+pub mod run;
+pub mod seed;

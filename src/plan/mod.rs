@@ -1,0 +1,1 @@
+//! The plan: a definition with every default, variable and digest resolved.

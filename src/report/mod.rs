@@ -1,0 +1,1 @@
+//! Shows events: on a terminal, as plain lines, as JSON.

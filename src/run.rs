@@ -1,0 +1,1 @@
+//! Runs steps one after another: events, undo, cancel.

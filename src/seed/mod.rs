@@ -1,0 +1,1 @@
+//! Seed files: rendered, on a small volume or over HTTP.
