@@ -1,1 +1,195 @@
-//! What a build leaves: the artifact and its manifest.
+//! What a build leaves: the artifact's folder and its manifest.
+//!
+//! ```text
+//! artifacts/<template>/<release>/
+//!   disk.qcow2      the template's disk
+//!   manifest.json   its facts, below
+//!   logs/           the run's events and what the guests said
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::definition::Machine;
+use crate::event::Span;
+
+/// The version of the manifest's format.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// The manifest's file name in the artifact's folder.
+pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// The facts about an artifact, `manifest.json`. It holds no secret and no absolute path.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`].
+    pub format: u32,
+    /// The template's folder in `templates/`.
+    pub template: String,
+    /// The template's name on the cluster.
+    pub name: String,
+    /// Its VMID on the cluster.
+    pub vmid: u32,
+    /// The release it is made of.
+    pub release: String,
+    /// The run that made it.
+    pub run: String,
+    /// When it was made, in UTC, RFC 3339.
+    pub built_at: String,
+    /// The plan digest, `sha256:…`.
+    pub plan: String,
+    /// What made it.
+    pub forge: ForgeInfo,
+    /// The git revision of the definitions, `-dirty` appended when files differ from it.
+    pub revision: Option<String>,
+    /// Where it was made.
+    pub builder: BuilderInfo,
+    /// What it was made of.
+    pub inputs: Vec<Input>,
+    /// The variables' values; of a secret only whether it was set.
+    pub variables: BTreeMap<String, serde_json::Value>,
+    /// The template's hardware, as the definition has it.
+    pub machine: Machine,
+    /// The disk.
+    pub disk: Disk,
+    /// The guest's `ID` and `VERSION_ID` from os-release(5).
+    pub os: Os,
+    /// Every check, with its finding.
+    pub checks: Vec<CheckResult>,
+    /// The guest's packages.
+    pub packages: Vec<Package>,
+    /// Where the time went, until the manifest was written.
+    pub spans: Vec<Span>,
+}
+
+/// What made an artifact.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ForgeInfo {
+    /// forge's version.
+    pub version: String,
+    /// forge's own git revision, when it was built from a checkout.
+    pub revision: Option<String>,
+}
+
+/// Where an artifact was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuilderInfo {
+    /// The builder profile's name.
+    pub name: String,
+    /// How guest code was run: `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Machine keys that differed from the definition while building.
+    pub overrides: BTreeMap<String, serde_json::Value>,
+}
+
+/// Something an artifact was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Its name: a path in the repository, or the ISO's file name.
+    pub name: String,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// An artifact's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its file in the artifact's folder.
+    pub file: String,
+    /// `qcow2` or `raw`.
+    pub format: String,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// The size a guest sees, in bytes.
+    pub virtual_size: u64,
+    /// The file's SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
+/// A guest's operating system.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Os {
+    /// `ID`, such as `ubuntu`.
+    pub id: String,
+    /// `VERSION_ID`, such as `24.04`.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+/// A check's finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckResult {
+    /// Where it was made: `build`, `proof` or `config-drive`.
+    pub at: String,
+    /// The check's name.
+    pub name: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// What was found.
+    pub detail: String,
+}
+
+/// A package in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its architecture.
+    pub arch: String,
+}
+
+/// Reads packages from `dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n'`; lines of
+/// another shape are passed over.
+#[must_use]
+pub fn parse_packages(text: &str) -> Vec<Package> {
+    let mut packages: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split('\t');
+            let (name, version, arch) = (fields.next()?, fields.next()?, fields.next()?);
+            (!version.is_empty()).then(|| Package {
+                name: name.to_owned(),
+                version: version.to_owned(),
+                arch: arch.to_owned(),
+            })
+        })
+        .collect();
+    packages.sort_by(|a, b| (&a.name, &a.arch).cmp(&(&b.name, &b.arch)));
+    packages
+}
+
+/// Reads `ID`, `VERSION_ID` from os-release(5).
+#[must_use]
+pub fn parse_os_release(text: &str, kernel: &str) -> Os {
+    let value = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .map(|value| value.trim().trim_matches('"').to_owned())
+            .unwrap_or_default()
+    };
+    Os { id: value("ID"), version: value("VERSION_ID"), kernel: kernel.trim().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_sorted_and_half_installed_ones_left_out() {
+        let packages = parse_packages("zip\t3.0-15\tamd64\nvim\t9.1\tamd64\nghost\t\tamd64\nodd\n");
+        let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
+        assert_eq!(names, ["vim", "zip"]);
+    }
+
+    #[test]
+    fn os_release_is_read_with_and_without_quotes() {
+        let os = parse_os_release("VERSION_ID=\"24.04\"\nID=ubuntu\nID_LIKE=debian\n", "6.8.0\n");
+        assert_eq!(os, Os { id: "ubuntu".into(), version: "24.04".into(), kernel: "6.8.0".into() });
+    }
+}
