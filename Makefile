@@ -1,0 +1,49 @@
+# The only task names; each does its own set-up.
+#   make demo    the main job on the local builder, from a fresh clone to a proven template
+#   make test    everything that must hold: check, the fast tests, the end-to-end builds
+#   make check   formatting, lints, documentation, shell scripts, dependencies
+#   make e2e     the real-machine tier alone: boots real QEMU
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := test
+.PHONY: setup demo test check fast e2e release
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+FORGE := target/$(HOST)/release/forge
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+
+setup:
+	@.ci/setup
+
+release: setup
+	cargo build --release --locked
+
+demo: release
+	tests/demo $(FORGE)
+
+test: check fast e2e
+
+check: setup
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	shellcheck $$(git ls-files | xargs grep -lE '^#!.*\b(ba)?sh\b')
+	python3 -m unittest discover -s tests/media/installer
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	 else echo "cargo-deny is not installed: its rules are held by tests/dependencies.rs alone"; fi
+
+fast: release
+ifdef NEXTEST
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo nextest run --locked
+else
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo test --locked
+endif
+	cargo test --doc --locked
+
+e2e: release
+ifdef NEXTEST
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo nextest run --locked --profile e2e --test e2e
+else
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo test --locked --test e2e -- --test-threads=1 --nocapture
+endif
