@@ -1,0 +1,175 @@
+//! Looks at a clone from outside, as its users will: over the network with the OpenSSH client.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tokio::process::Command;
+
+/// How long one login may take; emulated guests need seconds for a key exchange.
+const LOGIN_DEADLINE: Duration = Duration::from_mins(1);
+
+/// A key pair of one proof, gone with the run's work folder.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The private key's path.
+    pub path: PathBuf,
+    /// The public key, one line as in `authorized_keys`.
+    pub public: String,
+}
+
+/// Makes an ed25519 key pair without a passphrase in `folder` (ssh-keygen(1)).
+///
+/// # Errors
+/// When `ssh-keygen` is missing or fails.
+pub async fn make_key(folder: &Path) -> anyhow::Result<Key> {
+    let path = folder.join("proof_ed25519");
+    let output = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "forge-proof", "-f"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("starting ssh-keygen (package openssh-client)")?;
+    ensure!(output.status.success(), "making a key: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let public = std::fs::read_to_string(path.with_extension("pub")).context("reading the public key")?;
+    Ok(Key { path, public: public.trim().to_owned() })
+}
+
+/// How a login attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// It succeeded, and the command printed this.
+    Accepted(String),
+    /// The server refused, and offers these methods.
+    Refused(Vec<String>),
+    /// There was no answer, or something else went wrong.
+    Failed(String),
+}
+
+/// How to log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// With the key.
+    Key,
+    /// With a password, which the server must not even ask for.
+    Password,
+}
+
+/// A clone's SSH server as it is reached from outside.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The forwarded port on 127.0.0.1.
+    pub port: u16,
+    /// The clone's host key as the guest agent read it, `ssh-ed25519 AAAA…`.
+    pub host_key: String,
+    /// A folder for the known-hosts file.
+    pub folder: PathBuf,
+}
+
+impl Target {
+    /// Tries to log in and run a command; the host key must be the one the guest itself has.
+    ///
+    /// # Errors
+    /// When the client cannot be started.
+    pub async fn login(&self, user: &str, key: &Key, method: Method, command: &str) -> anyhow::Result<Login> {
+        let known_hosts = self.folder.join("known_hosts");
+        let line = format!("[127.0.0.1]:{} {}\n", self.port, self.host_key);
+        std::fs::write(&known_hosts, line).context("writing the known hosts")?;
+        let output = Command::new("ssh")
+            .args(ssh_args(user, self.port, key, &known_hosts, method))
+            .arg(command)
+            .stdin(Stdio::null())
+            .env("LC_ALL", "C")
+            .env_remove("SSH_AUTH_SOCK")
+            .kill_on_drop(true)
+            .output();
+        let output = match tokio::time::timeout(LOGIN_DEADLINE, output).await {
+            Ok(output) => output.context("starting ssh (package openssh-client)")?,
+            Err(_) => return Ok(Login::Failed(format!("no answer within {} s", LOGIN_DEADLINE.as_secs()))),
+        };
+        let stdout = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if output.status.success() {
+            return Ok(Login::Accepted(stdout));
+        }
+        Ok(parse_refusal(&String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// Returns ssh(1)'s arguments up to the command: no configuration, no agent, no question.
+fn ssh_args(user: &str, port: u16, key: &Key, known_hosts: &Path, method: Method) -> Vec<String> {
+    let options = match method {
+        Method::Key => ["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"],
+        Method::Password => {
+            ["PreferredAuthentications=password,keyboard-interactive", "PubkeyAuthentication=no"]
+        }
+    };
+    let mut args: Vec<String> = ["-F", "none", "-T", "-p"].map(str::to_owned).into();
+    args.push(port.to_string());
+    args.push("-i".to_owned());
+    args.push(key.path.display().to_string());
+    let known = format!("UserKnownHostsFile={}", known_hosts.display());
+    let fixed = [
+        "BatchMode=yes",
+        "IdentitiesOnly=yes",
+        "StrictHostKeyChecking=yes",
+        "GlobalKnownHostsFile=none",
+        "HostKeyAlgorithms=ssh-ed25519",
+        "ConnectTimeout=30",
+        known.as_str(),
+    ];
+    for option in fixed.into_iter().chain(options) {
+        args.extend(["-o".to_owned(), option.to_owned()]);
+    }
+    args.push(format!("{user}@127.0.0.1"));
+    args
+}
+
+/// Reads `odin@127.0.0.1: Permission denied (publickey,password).` from the client's last line.
+fn parse_refusal(stderr: &str) -> Login {
+    let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").trim();
+    let methods = last
+        .split_once("Permission denied (")
+        .and_then(|(_, rest)| rest.strip_suffix(")."))
+        .map(|list| list.split(',').map(str::to_owned).collect());
+    methods.map_or_else(|| Login::Failed(last.to_owned()), Login::Refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_methods() {
+        let refused = |list: &[&str]| Login::Refused(list.iter().map(ToString::to_string).collect());
+        for (text, expected) in [
+            ("root@127.0.0.1: Permission denied (publickey).\n", refused(&["publickey"])),
+            (
+                "Warning: x\nodin@127.0.0.1: Permission denied (publickey,password).",
+                refused(&["publickey", "password"]),
+            ),
+            (
+                "ssh: connect to host 127.0.0.1 port 1: Connection refused",
+                Login::Failed("ssh: connect to host 127.0.0.1 port 1: Connection refused".into()),
+            ),
+            ("", Login::Failed("no message".into())),
+        ] {
+            assert_eq!(parse_refusal(text), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_is_made_and_an_absent_server_is_no_refusal() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = make_key(folder.path()).await.unwrap();
+        assert!(key.public.starts_with("ssh-ed25519 "), "{}", key.public);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let target = Target { port: free, host_key: key.public.clone(), folder: folder.path().into() };
+        for method in [Method::Key, Method::Password] {
+            let login = target.login("odin", &key, method, "true").await.unwrap();
+            assert!(matches!(login, Login::Failed(_)), "{login:?}");
+        }
+    }
+}
