@@ -280,7 +280,8 @@ mod tests {
     fn only_the_newest_runs_are_kept() {
         let root = root();
         for number in 0..RUNS_KEPT + 5 {
-            fs::create_dir_all(root.path().join(format!(".forge/runs/20200101-0000{number:02}-aaaaaa"))).unwrap();
+            fs::create_dir_all(root.path().join(format!(".forge/runs/20200101-0000{number:02}-aaaaaa")))
+                .unwrap();
         }
         let mine = Workspace::create(root.path()).unwrap();
         mine.sweep().unwrap();
