@@ -6,13 +6,14 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The version of the event format, carried by [`Event::RunStarted`].
 pub const FORMAT_VERSION: u32 = 1;
 
 /// One event with its place in time, as written to `events.jsonl` and by `--output json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// Seconds since the run started.
     pub at: f64,
@@ -26,7 +27,7 @@ pub struct Record {
 }
 
 /// Who was at work in a stretch of time; forge's own share of a build is [`Worker::Forge`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Worker {
     /// forge itself: rendering, bookkeeping, waiting for nobody.
@@ -42,7 +43,7 @@ pub enum Worker {
 }
 
 /// How a step ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     /// It did what it was for.
@@ -67,7 +68,7 @@ pub enum Outcome {
 }
 
 /// What a progress event counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// Bytes, shown with a rate and the time left.
@@ -79,7 +80,7 @@ pub enum Unit {
 }
 
 /// Something that happened in a run. Steps are named by their id, unique within the run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The first event of every run.
@@ -190,7 +191,7 @@ pub enum Event {
 }
 
 /// A stretch of a run's time.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Span {
     /// The step.
     pub step: String,

@@ -1,0 +1,76 @@
+//! The text of a failure: the error, its causes, and what to do.
+
+use crate::failure::Failure;
+
+use super::text::{self, Look};
+
+/// Returns the text of a failure: `error:`, `caused by:` and `hint:` lines. An error that renders
+/// itself over several lines (a diagnostic with its source) stands as it is.
+#[must_use]
+pub fn failure_text(failure: &Failure, look: Look) -> String {
+    let mut causes = failure.error.chain().map(ToString::to_string);
+    let error = causes.next().unwrap_or_default();
+    let mut lines = Vec::new();
+    if error.trim_end().contains('\n') {
+        lines.push(error.trim_end().to_owned());
+    } else {
+        lines.push(format!("{} {}", look.bad("error:"), text::clean(&error)));
+    }
+    // Many errors repeat their source in their own text.
+    let mut above = error;
+    for cause in causes {
+        if !above.contains(&cause) {
+            let shown: Vec<String> = text::clean_lines(&cause);
+            lines.push(format!("{} {}", look.bad("caused by:"), shown.join("\n  ")));
+        }
+        above = cause;
+    }
+    for hint in &failure.hints {
+        lines.push(format!("{} {hint}", look.accent("hint:")));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Kind;
+    use anyhow::anyhow;
+
+    fn shown(failure: &Failure) -> String {
+        failure_text(failure, Look::plain(80))
+    }
+
+    #[test]
+    fn causes_and_hints_have_a_line_each() {
+        let error =
+            anyhow!("connection refused").context("opening /run/qmp.sock").context("starting the machine");
+        let failure = Failure::new(Kind::Infrastructure, error).hint("run `forge doctor`");
+        assert_eq!(
+            shown(&failure),
+            "error: starting the machine\ncaused by: opening /run/qmp.sock\ncaused by: connection refused\n\
+             hint: run `forge doctor`\n"
+        );
+    }
+
+    #[test]
+    fn a_cause_that_was_already_said_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("reading a.toml: {0}")]
+        struct Outer(#[source] std::io::Error);
+        let failure = Failure::new(Kind::Definition, Outer(std::io::Error::other("disk on fire")));
+        assert_eq!(shown(&failure), "error: reading a.toml: disk on fire\n");
+    }
+
+    #[test]
+    fn a_diagnostic_stands_as_it_is() {
+        let failure = Failure::new(Kind::Definition, anyhow!("  × unknown key\n   ╭─[a.toml:1:1]\n   ╰─\n"));
+        assert_eq!(shown(&failure), "  × unknown key\n   ╭─[a.toml:1:1]\n   ╰─\n");
+    }
+
+    #[test]
+    fn control_codes_from_a_guest_do_not_reach_the_terminal() {
+        let failure = Failure::new(Kind::Provision, anyhow!("said \x1b[31mno").context("running x\x07"));
+        assert_eq!(shown(&failure), "error: running x\ncaused by: said no\n");
+    }
+}
