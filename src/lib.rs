@@ -31,3 +31,9 @@ pub mod qemu;
 pub mod report;
 pub mod run;
 pub mod seed;
+
+/// forge's version, with the git revision it was built from where that is known.
+pub const VERSION: &str = env!("FORGE_VERSION");
+
+/// The git revision forge was built from, where it is known.
+pub const REVISION: Option<&str> = option_env!("FORGE_REVISION");

@@ -1,5 +1,7 @@
 //! What a human sees of a run, and what a program sees: golden texts from recorded events.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail so")]
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -25,11 +27,11 @@ fn records(name: &str) -> Vec<Record> {
 }
 
 /// Compares with a golden file; `UPDATE_GOLDEN=1` writes it.
-fn assert_golden(path: PathBuf, actual: &str) {
+fn assert_golden(path: &Path, actual: &str) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, actual).unwrap();
+        std::fs::write(path, actual).unwrap();
     }
-    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         expected == actual,
         "{} differs (UPDATE_GOLDEN=1 writes it); now it is:\n{actual}",
@@ -95,7 +97,9 @@ fn plain(name: &str, templates: &[&str], verbosity: Verbosity) -> String {
     let buffer = Buffer::default();
     let clock = || "2026-03-01T12:00:00Z".parse::<Timestamp>().unwrap();
     let report = Lines::with_clock(Box::new(buffer.clone()), &names(templates), verbosity, clock);
-    records(name).iter().for_each(|record| report.emit(record));
+    for record in &records(name) {
+        report.emit(record);
+    }
     report.finish();
     buffer.text()
 }
@@ -105,7 +109,7 @@ fn live_view_of_a_download() {
     for width in [80, 120] {
         let screen = InMemoryTerm::new(30, width);
         frame("build", &SINGLE, 40.6, &screen);
-        assert_golden(golden(&format!("build.download-{width}.txt")), &shown(&screen));
+        assert_golden(&golden(&format!("build.download-{width}.txt")), &shown(&screen));
     }
 }
 
@@ -114,7 +118,7 @@ fn live_view_of_an_installation() {
     for width in [40, 80, 120] {
         let screen = InMemoryTerm::new(30, width);
         frame("build", &SINGLE, 252.2, &screen);
-        assert_golden(golden(&format!("build.install-{width}.txt")), &shown(&screen));
+        assert_golden(&golden(&format!("build.install-{width}.txt")), &shown(&screen));
     }
 }
 
@@ -122,7 +126,7 @@ fn live_view_of_an_installation() {
 fn live_view_of_two_runs() {
     let screen = InMemoryTerm::new(30, 80);
     frame("parallel", &PARALLEL, 9.5, &screen);
-    assert_golden(golden("parallel.live-80.txt"), &shown(&screen));
+    assert_golden(&golden("parallel.live-80.txt"), &shown(&screen));
 }
 
 #[test]
@@ -141,35 +145,35 @@ fn a_low_terminal_shows_fewer_lines_and_does_not_scroll() {
 fn terminal_report_of_a_build() {
     for width in [80, 120] {
         let text = whole("build", &SINGLE, width, Verbosity::Normal);
-        assert_golden(golden(&format!("build.terminal-{width}.txt")), &text);
+        assert_golden(&golden(&format!("build.terminal-{width}.txt")), &text);
     }
 }
 
 #[test]
 fn terminal_report_with_v_shows_output_whole() {
-    assert_golden(golden("build.terminal-v.txt"), &whole("build", &SINGLE, 140, Verbosity::Verbose));
+    assert_golden(&golden("build.terminal-v.txt"), &whole("build", &SINGLE, 140, Verbosity::Verbose));
 }
 
 #[test]
 fn quiet_reports_say_warnings_failures_and_the_result() {
-    assert_golden(golden("build.terminal-q.txt"), &whole("build", &SINGLE, 80, Verbosity::Quiet));
-    assert_golden(golden("build.lines-q.txt"), &plain("build", &SINGLE, Verbosity::Quiet));
-    assert_golden(golden("failure.terminal-q.txt"), &whole("failure", &SINGLE, 80, Verbosity::Quiet));
+    assert_golden(&golden("build.terminal-q.txt"), &whole("build", &SINGLE, 80, Verbosity::Quiet));
+    assert_golden(&golden("build.lines-q.txt"), &plain("build", &SINGLE, Verbosity::Quiet));
+    assert_golden(&golden("failure.terminal-q.txt"), &whole("failure", &SINGLE, 80, Verbosity::Quiet));
 }
 
 #[test]
 fn terminal_report_of_a_failure() {
-    assert_golden(golden("failure.terminal-80.txt"), &whole("failure", &SINGLE, 80, Verbosity::Normal));
+    assert_golden(&golden("failure.terminal-80.txt"), &whole("failure", &SINGLE, 80, Verbosity::Normal));
 }
 
 #[test]
 fn terminal_report_of_a_cancelled_run() {
-    assert_golden(golden("cancelled.terminal-80.txt"), &whole("cancelled", &SINGLE, 80, Verbosity::Normal));
+    assert_golden(&golden("cancelled.terminal-80.txt"), &whole("cancelled", &SINGLE, 80, Verbosity::Normal));
 }
 
 #[test]
 fn terminal_report_of_two_runs() {
-    assert_golden(golden("parallel.terminal-80.txt"), &whole("parallel", &PARALLEL, 80, Verbosity::Normal));
+    assert_golden(&golden("parallel.terminal-80.txt"), &whole("parallel", &PARALLEL, 80, Verbosity::Normal));
 }
 
 #[test]
@@ -179,7 +183,7 @@ fn plain_lines() {
     {
         let text = plain(name, templates, Verbosity::Normal);
         assert!(!text.contains('\x1b') && !text.contains('\r'), "{name}");
-        assert_golden(golden(&format!("{name}.lines.txt")), &text);
+        assert_golden(&golden(&format!("{name}.lines.txt")), &text);
     }
 }
 
@@ -204,7 +208,9 @@ fn a_thousand_progress_events_in_a_second_are_ten_lines() {
 fn colour_marks_what_matters_and_guests_cannot_bring_their_own() {
     let screen = InMemoryTerm::new(300, 120);
     let report = Terminal::new(&screen, &names(&SINGLE), Verbosity::Verbose, true);
-    records("failure").iter().for_each(|record| report.emit(record));
+    for record in &records("failure") {
+        report.emit(record);
+    }
     let colored = String::from_utf8(screen.contents_formatted()).unwrap();
     let failing = colored.lines().find(|line| line.contains("hardening") && line.contains('✗')).unwrap();
     assert!(failing.contains("[1;31m✗") || failing.contains("[31;1m✗"), "{failing:?}");
@@ -231,7 +237,9 @@ fn json_is_one_record_a_line_that_reads_back() {
     let buffer = Buffer::default();
     let report = Json::new(Box::new(buffer.clone()));
     for name in ["build", "failure", "cancelled", "parallel"] {
-        records(name).iter().for_each(|record| report.emit(record));
+        for record in &records(name) {
+            report.emit(record);
+        }
     }
     let again: Vec<Record> = buffer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(matches!(again[0].event, Event::RunStarted { format: forge::event::FORMAT_VERSION, .. }));
@@ -246,7 +254,7 @@ fn json_is_one_record_a_line_that_reads_back() {
 fn the_committed_event_schema_is_current_and_events_obey_it() {
     let schema = report::events_schema();
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    assert_golden(root().join("schema/events.schema.json"), &text);
+    assert_golden(&root().join("schema/events.schema.json"), &text);
 
     let validator = jsonschema::validator_for(&schema).unwrap();
     for name in ["build", "failure", "cancelled", "parallel"] {
@@ -270,7 +278,9 @@ fn a_tee_gives_each_record_to_all() {
     let (first, second) = (Buffer::default(), Buffer::default());
     let sink = |buffer: &Buffer| Arc::new(Json::new(Box::new(buffer.clone()))) as Arc<dyn Sink>;
     let tee = Tee(vec![sink(&first), sink(&second)]);
-    records("cancelled").iter().for_each(|record| tee.emit(record));
+    for record in &records("cancelled") {
+        tee.emit(record);
+    }
     assert!(!first.text().is_empty());
     assert_eq!(first.text(), second.text());
 }

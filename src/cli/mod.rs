@@ -1,1 +1,167 @@
 //! The command line: one file a verb.
+
+pub mod completions;
+pub mod doctor;
+pub mod man;
+pub mod signals;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::failure::{Failure, Kind, ResultExt};
+use crate::report::Verbosity;
+
+/// Build, test and promote machine templates for Proxmox VE
+#[derive(Debug, Parser)]
+#[command(
+    name = "forge",
+    version = crate::VERSION,
+    long_about = "Build, test and promote machine templates for Proxmox VE\n\n\
+        A template is defined in templates/<name>/template.toml. forge installs it in a machine, \
+        hardens, checks and seals it, boots a clone to prove it, and leaves an artifact with a manifest.",
+    after_long_help = after_long_help(),
+    arg_required_else_help = true,
+    help_expected = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Run as if started in DIR: the root is the nearest folder with templates/, from there upwards
+    #[arg(short = 'C', value_name = "DIR", global = true)]
+    pub directory: Option<PathBuf>,
+    /// Show all output of guests and each check
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+    /// Show only warnings, failures and the result
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Global {
+    /// Returns how much a build shows.
+    #[must_use]
+    pub const fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell whether this machine can build, and what to install if not
+    Doctor(doctor::Args),
+    /// Print the completion script of a shell
+    Completions(completions::Args),
+    /// Write a manual page for each command
+    Man(man::Args),
+}
+
+/// The format of a query's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Human,
+    /// For programs
+    Json,
+}
+
+/// Runs a command line.
+///
+/// # Errors
+/// What the command failed with: `main` prints it and exits with its kind's code.
+pub fn run(cli: Cli) -> Result<(), Failure> {
+    if let Some(directory) = &cli.global.directory {
+        std::env::set_current_dir(directory)
+            .with_context(|| format!("changing to the folder {} (-C)", directory.display()))
+            .kind(Kind::Usage)?;
+    }
+    match cli.command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+/// Returns the command line's description, for help, completions and manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Writes to standard output; a reader that has gone (`forge list | head`) is no failure.
+///
+/// # Errors
+/// Standard output cannot be written, such as on a full disk.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to standard output").kind(Kind::Infrastructure)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn after_long_help() -> String {
+    let mut text = String::from(
+        "Examples:\n  \
+           forge doctor               what this machine lacks for building\n  \
+           forge -C ~/homelab doctor  the same, for the templates of another folder\n\n\
+         Exit codes:\n    0  all went well\n",
+    );
+    for kind in Kind::ALL {
+        // Writing to a string cannot fail.
+        writeln!(text, "  {:>3}  {}", kind.exit_code(), kind.meaning()).ok();
+    }
+    text + "\nEnvironment:\n  NO_COLOR  no colour when set and not empty"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn verbosity_follows_the_flags() {
+        for (args, expected) in [
+            (&["forge", "doctor"][..], Verbosity::Normal),
+            (&["forge", "-q", "doctor"], Verbosity::Quiet),
+            (&["forge", "doctor", "--verbose"], Verbosity::Verbose),
+        ] {
+            assert_eq!(Cli::parse_from(args).global.verbosity(), expected);
+        }
+        assert!(Cli::try_parse_from(["forge", "doctor", "-q", "-v"]).is_err());
+    }
+
+    #[test]
+    fn the_help_holds_the_whole_table_of_exit_codes() {
+        let help = after_long_help();
+        for kind in Kind::ALL {
+            assert!(help.contains(&format!("{:>3}  {}", kind.exit_code(), kind.meaning())), "{kind:?}");
+        }
+    }
+}

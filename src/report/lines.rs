@@ -115,9 +115,9 @@ impl Shared {
     fn write(&mut self, time: Timestamp, prefix: &str, lines: &[String]) {
         let time = time.strftime("%H:%M:%SZ");
         let lines = lines.iter().filter(|line| !line.is_empty());
-        let text: String = lines.map(|line| format!("{time} {prefix}{line}\n")).collect();
+        let text: Vec<String> = lines.map(|line| format!("{time} {prefix}{line}\n")).collect();
         // A reader that has gone must not stop a build.
-        self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush()).ok();
+        self.to.write_all(text.concat().as_bytes()).and_then(|()| self.to.flush()).ok();
     }
 }
 
@@ -138,11 +138,11 @@ impl Shown {
             Event::Note { message, .. } if !quiet => said("note", message),
             Event::Warning { message, .. } => said("warning", message),
             Event::Retry { attempt, of, reason, .. } if !quiet => {
-                said("retry", &format!("attempt {attempt} of {of}: {reason}"))
+                said("retry", &format!("{attempt} of {of}: {reason}"))
             }
             Event::Check { name, passed, detail, .. } if !passed || verbosity == Verbosity::Verbose => {
                 let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
-                said(if *passed { "holds" } else { "does not hold" }, &format!("{name}{detail}"))
+                said(if *passed { "check holds" } else { "check does not hold" }, &format!("{name}{detail}"))
             }
             Event::StepFinished { step, outcome, seconds } => self.finished(step, outcome, *seconds, quiet),
             Event::Undone { what, error: None } if !quiet => said("removed", what),

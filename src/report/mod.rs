@@ -25,6 +25,8 @@ pub use lines::Lines;
 pub use terminal::Terminal;
 pub use text::{Look, clean, human_bytes};
 
+pub(crate) use text::{columns, hang};
+
 /// How a run's events are shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
@@ -139,6 +141,13 @@ impl fmt::Debug for Tee {
 #[must_use]
 pub fn events_schema() -> serde_json::Value {
     schemars::schema_for!(Record).to_value()
+}
+
+/// Returns the look of text for standard output.
+#[must_use]
+pub fn stdout_look() -> Look {
+    let color = io::stdout().is_terminal() && color_wanted();
+    Look { width: usize::from(console::Term::stdout().size().1), color }
 }
 
 /// Returns the look of text for standard error.

@@ -187,7 +187,7 @@ impl Progress {
     /// Returns the seconds left at the present rate.
     pub(super) fn left(&self) -> Option<f64> {
         let rate = self.rate().filter(|rate| *rate > 0.0)?;
-        let left = self.total?.checked_sub(self.done)?;
+        let left = self.total?.checked_sub(self.done).filter(|left| *left > 0)?;
         Some(left as f64 / rate)
     }
 

@@ -36,7 +36,7 @@ fn made(run: &Run, end: &End, look: Look, verbosity: Verbosity, lines: &mut Vec<
     if verbosity == Verbosity::Quiet {
         return;
     }
-    lines.push(format!("  plan      {}", run.plan));
+    lines.push(text::fit(&format!("  plan      {}", run.plan), look.width));
     lines.push(format!("  run       {}", run.folder));
     lines.push(String::new());
     lines.push("  where the time went".to_owned());
@@ -47,7 +47,7 @@ fn made(run: &Run, end: &End, look: Look, verbosity: Verbosity, lines: &mut Vec<
 fn proven(run: &Run) -> Option<String> {
     let steps: Vec<_> = run.steps.iter().filter(|step| step.passed > 0).collect();
     let total: usize = steps.iter().map(|step| step.passed).sum();
-    let parts: Vec<String> = steps.iter().map(|step| format!("{} in {}", step.passed, step.title)).collect();
+    let parts: Vec<String> = steps.iter().map(|step| format!("{} {}", step.passed, step.title)).collect();
     match parts.len() {
         0 => None,
         1 => Some(view::holding(total)),
@@ -166,7 +166,7 @@ pub(super) fn all<'a>(runs: impl Iterator<Item = &'a Run>, look: Look) -> Vec<St
     let runs: Vec<&Run> = runs.collect();
     let good = |run: &&&Run| matches!(&run.end, Some(end) if succeeded(&end.outcome));
     let mut lines =
-        vec![look.strong(&format!("{} of {} are made", runs.iter().filter(good).count(), runs.len()))];
+        vec![look.strong(&format!("{} of {} templates made", runs.iter().filter(good).count(), runs.len()))];
     for run in &runs {
         let (mark, rest) = match &run.end {
             Some(end) if succeeded(&end.outcome) => {

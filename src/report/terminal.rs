@@ -57,15 +57,8 @@ impl Terminal {
         let shared = Shared { runs: Vec::new(), pending: VecDeque::new(), prefix_width, verbosity, color };
         let shared = Arc::new(Mutex::new(shared));
         let frame = Frame { shared: Arc::clone(&shared), screen: Arc::new(screen.clone()) };
-        let style = ProgressStyle::with_template("{frame}").expect("the template is constant").with_key(
-            "frame",
-            move |_: &ProgressState, to: &mut dyn fmt::Write| {
-                // Writing to a string cannot fail.
-                to.write_str(&frame.text(Instant::now())).ok();
-            },
-        );
         let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
-        let bar = ProgressBar::with_draw_target(None, target).with_style(style);
+        let bar = ProgressBar::with_draw_target(None, target).with_style(frame.style());
         Self { shared, screen: Arc::new(screen.clone()), bar }
     }
 
@@ -220,6 +213,15 @@ struct Frame {
 }
 
 impl Frame {
+    /// Returns the style of a bar that consists of the live view.
+    fn style(self) -> ProgressStyle {
+        let style = ProgressStyle::with_template("{frame}").expect("the template is constant");
+        style.with_key("frame", move |_: &ProgressState, to: &mut dyn fmt::Write| {
+            // Writing to a string cannot fail.
+            to.write_str(&self.text(Instant::now())).ok();
+        })
+    }
+
     fn text(&self, now: Instant) -> String {
         let size = (self.screen.width(), self.screen.height());
         lock(&self.shared).live(now, size).join("\n")

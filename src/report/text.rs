@@ -22,27 +22,27 @@ impl Look {
         Self { width, color: false }
     }
 
-    pub(super) fn good(self, text: &str) -> String {
+    pub(crate) fn good(self, text: &str) -> String {
         self.paint(text, "32")
     }
 
-    pub(super) fn bad(self, text: &str) -> String {
+    pub(crate) fn bad(self, text: &str) -> String {
         self.paint(text, "1;31")
     }
 
-    pub(super) fn odd(self, text: &str) -> String {
+    pub(crate) fn odd(self, text: &str) -> String {
         self.paint(text, "33")
     }
 
-    pub(super) fn accent(self, text: &str) -> String {
+    pub(crate) fn accent(self, text: &str) -> String {
         self.paint(text, "36")
     }
 
-    pub(super) fn strong(self, text: &str) -> String {
+    pub(crate) fn strong(self, text: &str) -> String {
         self.paint(text, "1")
     }
 
-    pub(super) fn faint(self, text: &str) -> String {
+    pub(crate) fn faint(self, text: &str) -> String {
         self.paint(text, "2")
     }
 
@@ -107,7 +107,7 @@ pub(super) fn clean_lines(text: &str) -> Vec<String> {
 }
 
 /// Returns how many columns a text takes.
-pub(super) fn columns(text: &str) -> usize {
+pub(crate) fn columns(text: &str) -> usize {
     console::measure_text_width(text)
 }
 
@@ -135,7 +135,7 @@ pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
 }
 
 /// Returns the message wrapped, its first line after `first`, the others indented as far.
-pub(super) fn hang(first: &str, message: &str, width: usize) -> Vec<String> {
+pub(crate) fn hang(first: &str, message: &str, width: usize) -> Vec<String> {
     let indent = columns(first);
     let room = width.saturating_sub(indent).max(20);
     let lines = clean_lines(message);

@@ -17,11 +17,13 @@ pub(super) fn kept(run: &Run, record: &Record, look: Look, verbosity: Verbosity)
             let template = look.strong(&record.template);
             vec![format!("building {template} on {builder} ({builder_from})")]
         }
-        Event::Note { message, .. } if !quiet => text::hang("  · ", message, look.width),
+        Event::Note { message, .. } if !quiet => text::hang("· ", message, look.width),
         Event::Retry { attempt, of, reason, .. } if !quiet => {
-            text::hang("  · ", &format!("attempt {attempt} of {of}: {reason}"), look.width)
+            text::hang("· ", &format!("trying again, {attempt} of {of}: {reason}"), look.width)
         }
-        Event::Undone { what, error: None } if !quiet => text::hang("  · removed ", what, look.width),
+        Event::Undone { what, error: None } if !quiet => {
+            text::hang("· ", &format!("removed {what}"), look.width)
+        }
         Event::Undone { what, error: Some(error) } => warning(&format!("left over: {what}: {error}"), look),
         Event::Warning { message, .. } => warning(message, look),
         Event::Output { step, line } if verbosity == Verbosity::Verbose => {
@@ -43,8 +45,9 @@ fn warning(message: &str, look: Look) -> Vec<String> {
 }
 
 fn check(name: &str, passed: bool, detail: &str, look: Look) -> Vec<String> {
-    let mark = if passed { "  ✓ " } else { "  ✗ " };
-    let message = if detail.is_empty() { name.to_owned() } else { format!("{name}: {detail}") };
+    let mark = if passed { "✓ " } else { "✗ " };
+    let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+    let message = format!("check {name}{detail}");
     let paint = |mark: &str| if passed { look.good(mark) } else { look.bad(mark) };
     marked(mark, text::hang(mark, &message, look.width), paint)
 }
@@ -74,9 +77,8 @@ fn finished(
     match outcome {
         Outcome::Done if !quiet => vec![format!("{} {title}{after}", look.good("✓"))],
         Outcome::Skipped { reason } if !quiet => {
-            let mut lines = text::hang("– ", &format!("{title}: skipped, {reason}"), look.width);
-            lines.iter_mut().for_each(|line| *line = look.faint(line));
-            lines
+            let lines = text::hang("– ", &format!("{title}: skipped, {reason}"), look.width);
+            lines.iter().map(|line| look.faint(line)).collect()
         }
         Outcome::Warned { message } => {
             let mut lines = vec![format!("{} {title}{after}", look.odd("!"))];
