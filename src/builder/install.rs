@@ -129,9 +129,9 @@ impl Seen {
                     step.note(format!("installer reports a failure after {after}; waiting for its logs"));
                 }
             }
-            ServerEvent::Logs { path, bytes, truncated } => {
-                let cut = if *truncated { ", cut short" } else { "" };
-                step.note(format!("installer sent {bytes} bytes of logs{cut} after {after}"));
+            ServerEvent::Logs { path, bytes, truncated, .. } => {
+                let cut = truncated.as_ref().map(|why| format!(", not whole: {why}")).unwrap_or_default();
+                step.note(format!("installer sent {bytes} bytes of logs after {after}{cut}"));
                 self.logs = Some(path.clone());
             }
             ServerEvent::Refused { method, path, status, .. } => {
