@@ -85,7 +85,7 @@ pub enum Unit {
 pub enum Event {
     /// The first event of every run.
     RunStarted {
-        /// [`FORMAT_VERSION`].
+        /// The version of this format, [`FORMAT_VERSION`].
         format: u32,
         /// The builder profile's name.
         builder: String,

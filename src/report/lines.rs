@@ -185,7 +185,7 @@ impl Shown {
             Some(index) => self.told[index] = told,
             None => self.told.push(told),
         }
-        vec![format!("{}: {}", step.title, view::progress_parts(progress).join(", "))]
+        vec![format!("{}: {}", step.title, view::progress_parts(progress, at).join(", "))]
     }
 }
 

@@ -16,6 +16,8 @@ mod view;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
 
 use crate::event::{Record, Sink};
 
@@ -51,9 +53,23 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// The report of a command with one or more runs.
+/// The report of a command with one or more runs. A thread of its own shows what happens, so that
+/// a reader that stalls (`forge build | less`, Ctrl-S) does not stall the build.
 #[derive(Debug)]
 pub struct Report {
+    view: Arc<View>,
+    queue: Sender<Message>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Show(Record),
+    /// Answered when all before it is shown.
+    Shown(Sender<()>),
+}
+
+#[derive(Debug)]
+struct View {
     json: Option<Json>,
     human: Human,
 }
@@ -68,6 +84,68 @@ impl Report {
     /// Opens the report for runs of those templates, on standard output and standard error.
     #[must_use]
     pub fn open(output: Output, verbosity: Verbosity, templates: &[String]) -> Self {
+        Self::start(View::open(output, verbosity, templates))
+    }
+
+    fn start(view: View) -> Self {
+        let (queue, messages) = mpsc::channel();
+        let view = Arc::new(view);
+        let shown = Arc::clone(&view);
+        thread::spawn(move || {
+            for message in messages {
+                match message {
+                    Message::Show(record) => shown.emit(&record),
+                    // Whoever asked may have gone.
+                    Message::Shown(done) => done.send(()).unwrap_or_default(),
+                }
+            }
+        });
+        Self { view, queue }
+    }
+
+    /// Takes the live view away while `work` uses the terminal, such as for a question.
+    pub fn suspend<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.wait_for_shown();
+        match &self.view.human {
+            Human::Terminal(terminal) => terminal.suspend(work),
+            Human::Lines(_) => work(),
+        }
+    }
+
+    /// Ends the report: shows what is left to show, takes the live view away, and of several runs
+    /// says how each ended.
+    pub fn finish(&self) {
+        self.wait_for_shown();
+        match &self.view.human {
+            Human::Terminal(terminal) => terminal.finish(),
+            Human::Lines(lines) => lines.finish(),
+        }
+    }
+
+    fn wait_for_shown(&self) {
+        let (done, shown) = mpsc::channel();
+        if self.queue.send(Message::Shown(done)).is_ok() {
+            // An error means that the thread has gone, and with it what it could show.
+            shown.recv().unwrap_or_default();
+        }
+    }
+}
+
+impl Sink for Report {
+    fn emit(&self, record: &Record) {
+        // Without its thread the report is silent; the journal still has everything.
+        self.queue.send(Message::Show(record.clone())).unwrap_or_default();
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.wait_for_shown();
+    }
+}
+
+impl View {
+    fn open(output: Output, verbosity: Verbosity, templates: &[String]) -> Self {
         let (stdout, stderr) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         let lines = |to: Box<dyn Write + Send>, verbosity| Human::Lines(Lines::new(to, templates, verbosity));
         let terminal = |on_stderr: bool| {
@@ -79,36 +157,17 @@ impl Report {
                 Self { json: None, human: lines(Box::new(io::stdout()), verbosity) }
             }
             Output::Json => {
-                let json = Some(Json::new(Box::new(io::stdout())));
                 // A live view must not share its terminal with JSON.
                 let human = if stderr && !stdout && !dumb() {
                     terminal(true)
                 } else {
                     lines(Box::new(io::stderr()), Verbosity::Quiet)
                 };
-                Self { json, human }
+                Self { json: Some(Json::new(Box::new(io::stdout()))), human }
             }
         }
     }
 
-    /// Takes the live view away while `work` uses the terminal, such as for a question.
-    pub fn suspend<R>(&self, work: impl FnOnce() -> R) -> R {
-        match &self.human {
-            Human::Terminal(terminal) => terminal.suspend(work),
-            Human::Lines(_) => work(),
-        }
-    }
-
-    /// Ends the report: takes the live view away, and of several runs says how each ended.
-    pub fn finish(&self) {
-        match &self.human {
-            Human::Terminal(terminal) => terminal.finish(),
-            Human::Lines(lines) => lines.finish(),
-        }
-    }
-}
-
-impl Sink for Report {
     fn emit(&self, record: &Record) {
         if let Some(json) = &self.json {
             json.emit(record);
@@ -165,4 +224,50 @@ fn color_wanted() -> bool {
 /// Tells whether the terminal cannot move its cursor.
 fn dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::event::Event;
+
+    /// A reader that takes nothing before it is told to.
+    struct Stalled {
+        go: Receiver<()>,
+        taken: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.go.recv().ok();
+            self.taken.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stalled_reader_does_not_stall_the_build_and_loses_nothing() {
+        let (told, go) = mpsc::channel();
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let stalled = Stalled { go, taken: Arc::clone(&taken) };
+        let lines = Lines::new(Box::new(stalled), &[], Verbosity::Normal);
+        let report = Report::start(View { json: None, human: Human::Lines(lines) });
+        for n in 0..100 {
+            let event = Event::Note { step: None, message: format!("note {n}") };
+            report.emit(&Record { at: 0.0, run: "r".to_owned(), template: "t".to_owned(), event });
+        }
+        assert!(taken.lock().unwrap().is_empty());
+        drop(told);
+        report.finish();
+        let text = String::from_utf8(taken.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 100);
+        assert!(text.ends_with("note: note 99\n"), "{text}");
+    }
 }

@@ -184,6 +184,14 @@ impl Progress {
         (seconds >= 0.5).then(|| last.1.saturating_sub(first.1) as f64 / seconds)
     }
 
+    /// Returns the seconds since there was more, where they are many.
+    pub(super) fn stalled(&self, now: f64) -> Option<f64> {
+        let last = self.samples.back()?;
+        let since = self.samples.iter().find(|sample| sample.1 == last.1).unwrap_or(last).0;
+        let whole = self.total == Some(self.done);
+        (now - since >= RATE_WINDOW && !whole).then_some(now - since)
+    }
+
     /// Returns the seconds left at the present rate.
     pub(super) fn left(&self) -> Option<f64> {
         let rate = self.rate().filter(|rate| *rate > 0.0)?;
@@ -221,6 +229,9 @@ mod tests {
         assert_eq!(progress(&steady[..1], 30_000).rate(), None, "one sample is no rate");
         let stalled = progress(&[(0.0, 500), (20.0, 500), (40.0, 500)], 1000);
         assert_eq!((stalled.rate(), stalled.left()), (Some(0.0), None), "a stall has no end in sight");
+        assert_eq!(progress(&steady, 30_000).stalled(25.0), None);
+        assert_eq!(progress(&steady, 30_000).stalled(32.0), Some(12.0), "no events are a stall as well");
+        assert_eq!(progress(&steady, 20_000).stalled(99.0), None, "what is whole waits for nothing");
     }
 
     #[test]

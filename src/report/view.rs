@@ -110,7 +110,7 @@ fn live_step(step: &Step, now: f64, look: Look, tail: usize) -> Vec<String> {
     let title = text::fit(&step.title, look.width.saturating_sub(2 + text::columns(&elapsed)));
     let mut lines = vec![format!("{} {title}{}", look.accent("▸"), look.faint(&elapsed))];
     if let Some(progress) = &step.progress {
-        lines.push(live_progress(progress, look));
+        lines.push(live_progress(progress, now, look));
     }
     if step.passed + step.failed > 0 {
         let failed = if step.failed > 0 { format!(", {} not", step.failed) } else { String::new() };
@@ -124,7 +124,7 @@ fn live_step(step: &Step, now: f64, look: Look, tail: usize) -> Vec<String> {
     lines
 }
 
-fn live_progress(progress: &Progress, look: Look) -> String {
+fn live_progress(progress: &Progress, now: f64, look: Look) -> String {
     let mut line = String::from("  ");
     if let Some(share) = progress.share() {
         let length = look.width.saturating_sub(56).min(24);
@@ -135,12 +135,13 @@ fn live_progress(progress: &Progress, look: Look) -> String {
             line += "  ";
         }
     }
-    line += &progress_parts(progress).join("  ");
+    line += &progress_parts(progress, now).join("  ");
     text::fit(&line, look.width)
 }
 
-/// Returns what there is to say of a progress: share, amount, rate, time left, label.
-pub(super) fn progress_parts(progress: &Progress) -> Vec<String> {
+/// Returns what there is to say of a progress: share, amount, rate and time left (or for how long
+/// nothing has come), label.
+pub(super) fn progress_parts(progress: &Progress, now: f64) -> Vec<String> {
     let mut parts = Vec::new();
     // Rounded down: 100 % is said when it is done.
     parts.extend(progress.share().map(|share| format!("{} %", (share * 100.0) as u64)));
@@ -151,9 +152,13 @@ pub(super) fn progress_parts(progress: &Progress) -> Vec<String> {
         (Unit::Stages, None) => parts.push(format!("stage {}", progress.done)),
         (Unit::Percent, _) => {}
     }
-    if progress.unit == Unit::Bytes {
-        parts.extend(progress.rate().map(|rate| format!("{}/s", text::human_bytes(rate as u64))));
-        parts.extend(progress.left().map(|left| format!("{} left", text::growing(left.ceil()))));
+    match (progress.unit, progress.stalled(now)) {
+        (Unit::Bytes, Some(seconds)) => parts.push(format!("nothing for {}", text::growing(seconds))),
+        (Unit::Bytes, None) => {
+            parts.extend(progress.rate().map(|rate| format!("{}/s", text::human_bytes(rate as u64))));
+            parts.extend(progress.left().map(|left| format!("{} left", text::growing(left.ceil()))));
+        }
+        (Unit::Stages | Unit::Percent, _) => {}
     }
     parts.extend(progress.label.clone());
     parts

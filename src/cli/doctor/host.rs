@@ -205,13 +205,11 @@ impl Descriptor {
 }
 
 fn firmware(found: Option<&Path>, installer: &str) -> Finding {
-    match found {
-        Some(path) => Finding::ok("uefi firmware", path.display().to_string()),
-        None => {
-            let found = "not found; only machines with `firmware = \"uefi\"` need it";
-            Finding::install("uefi firmware", Level::Warn, found, installer, "ovmf")
-        }
+    if let Some(path) = found {
+        return Finding::ok("uefi firmware", path.display().to_string());
     }
+    let found = "not found; only machines with `firmware = \"uefi\"` need it";
+    Finding::install("uefi firmware", Level::Warn, found, installer, "ovmf")
 }
 
 /// Tells whether KVM can run guests: the device opens and the CPU has the instructions; the device
