@@ -3,6 +3,8 @@
 //! The machines here boot a hand-made boot sector within a second, also without KVM. QEMU must be
 //! there: `make test` installs it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Stops and waits.
 const HANG: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
-/// Powers off by ACPI: writes `SLP_EN` to PM1a's control port, which is at 0x604 on Q35.
+/// Powers off by ACPI: writes `SLP_EN` to the control port, which is at 0x604 on Q35.
 const POWER_OFF: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xfa, 0xf4];
 /// Loads an empty interrupt table and calls for an interrupt: a triple fault.
 const TRIPLE_FAULT: &[u8] = &[0x0f, 0x01, 0x1e, 0x80, 0x7c, 0xcc];
@@ -190,31 +192,32 @@ async fn forwarded_ports_are_free_ones_of_the_host() {
 /// Every device that a definition can name is one that this QEMU knows and starts with.
 #[tokio::test]
 async fn every_golden_machine_starts() {
-    for name in golden_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spec = golden_spec(&name);
-        spec.memory_mib = 256;
-        spec.accel = Accel::Tcg;
-        "max".clone_into(&mut spec.cpu);
-        if let Firmware::Uefi { .. } = spec.firmware {
-            let ovmf = firmware::find_ovmf(spec.chipset).expect("OVMF is installed (apt install ovmf)");
-            spec.firmware = firmware::prepare(&ovmf, folder.path()).unwrap();
-        }
-        for disk in &mut spec.disks {
-            disk.path = folder.path().join(disk.path.file_name().unwrap());
-            forge::qemu::img::create(&disk.path, disk.format, 1 << 20).await.unwrap();
-        }
-        for cdrom in &mut spec.cdroms {
-            *cdrom = folder.path().join(cdrom.file_name().unwrap());
-            fs::write(&cdrom, vec![0; 64 * 1024]).unwrap();
-        }
-        let machine = Machine::launch(&spec, folder.path()).await.unwrap_or_else(|error| {
-            panic!("{name}: {error}");
-        });
-        let log = fs::read_to_string(machine.stderr_log()).unwrap();
-        assert_eq!(log, "", "{name}");
-        machine.quit().await.unwrap();
+    futures_util::future::join_all(golden_names().iter().map(|name| start_golden(name))).await;
+}
+
+async fn start_golden(name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spec = golden_spec(name);
+    spec.memory_mib = 256;
+    spec.accel = Accel::Tcg;
+    "max".clone_into(&mut spec.cpu);
+    if let Firmware::Uefi { .. } = spec.firmware {
+        let ovmf = firmware::find_ovmf(spec.chipset).expect("OVMF is installed (apt install ovmf)");
+        spec.firmware = firmware::prepare(&ovmf, folder.path()).unwrap();
     }
+    for disk in &mut spec.disks {
+        disk.path = folder.path().join(disk.path.file_name().unwrap());
+        forge::qemu::img::create(&disk.path, disk.format, 1 << 20).await.unwrap();
+    }
+    for cdrom in &mut spec.cdroms {
+        *cdrom = folder.path().join(cdrom.file_name().unwrap());
+        fs::write(&cdrom, vec![0; 64 * 1024]).unwrap();
+    }
+    let started = Machine::launch(&spec, folder.path()).await;
+    let machine = started.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let log = fs::read_to_string(machine.stderr_log()).unwrap();
+    assert_eq!(log, "", "{name}");
+    machine.quit().await.unwrap();
 }
 
 #[tokio::test]
@@ -237,7 +240,7 @@ async fn launch_and_wait_when_told_to() {
     let machine = Machine::launch(&spec, &folder).await.unwrap();
     fs::write(folder.join("pid.new"), machine.pid().to_string()).unwrap();
     fs::rename(folder.join("pid.new"), folder.join("pid")).unwrap();
-    machine.wait_for_end(Duration::from_secs(60)).await.unwrap();
+    machine.wait_for_end(Duration::from_mins(1)).await.unwrap();
 }
 
 #[test]
