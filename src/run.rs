@@ -210,6 +210,17 @@ impl Run {
         self.state().undo.iter().rev().map(|undo| (undo.what.clone(), undo.by_hand.clone())).collect()
     }
 
+    /// Returns where the time went until now.
+    #[must_use]
+    pub fn spans(&self) -> Vec<Span> {
+        let now = self.started.elapsed();
+        let state = self.state();
+        let mut spans = state.spans.clone();
+        let open = Open { step: state.open.step.clone(), worker: state.open.worker, start: state.open.start };
+        push_span(&mut spans, open, now);
+        spans
+    }
+
     /// Ends the run: after a failure undoes what it made, newest first, then emits
     /// [`Event::RunFinished`].
     pub async fn finish(&self, result: Result<PathBuf, &Failure>) {

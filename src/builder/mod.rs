@@ -1,5 +1,129 @@
 //! The builders: each turns a plan into an artifact on its kind of machine.
 
 pub mod clone;
+pub mod host;
+pub mod install;
 pub mod outside;
+pub mod proof;
+pub mod qemu;
 pub mod workspace;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+
+use crate::definition::{Check, CheckAt, VariableValue};
+use crate::plan::Plan;
+use crate::qemu::Machine;
+
+/// What becomes of a machine whose build failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnError {
+    /// End it and remove what the build made
+    #[default]
+    Clean,
+    /// Keep the machine running until Ctrl-C, and say how to reach it
+    Keep,
+    /// Ask, on a terminal; else clean
+    Ask,
+}
+
+/// How a plan is built.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// The artifact's folder, instead of `artifacts/<template>/<release>`.
+    pub out: Option<PathBuf>,
+    /// What becomes of a machine whose build failed.
+    pub on_error: OnError,
+    /// Takes such a machine.
+    pub keeper: Keeper,
+}
+
+/// Holds the machines of failed builds, for as long as the user wants them.
+#[derive(Debug, Clone, Default)]
+pub struct Keeper(Arc<Mutex<Vec<Arc<Machine>>>>);
+
+impl Keeper {
+    /// Takes a machine that still runs.
+    pub fn keep(&self, machine: Arc<Machine>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
+    }
+
+    /// Returns the machines that are kept, and keeps them no longer.
+    #[must_use]
+    pub fn take(&self) -> Vec<Arc<Machine>> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Returns the checks that are made there.
+fn checks_at(plan: &Plan, place: CheckAt) -> Vec<&Check> {
+    plan.active_checks().filter(|check| check.at.is_empty() || check.at.contains(&place)).collect()
+}
+
+/// Returns the variables' values for the manifest; of a secret only whether it is set.
+fn shown_variables(plan: &Plan) -> BTreeMap<String, serde_json::Value> {
+    let show = |value: &VariableValue| match value {
+        VariableValue::Plain(value) => value.clone(),
+        VariableValue::Secret(secret) => serde_json::json!({"secret": true, "set": secret.is_set()}),
+    };
+    plan.variables.iter().map(|(name, variable)| (name.clone(), show(&variable.value))).collect()
+}
+
+/// The file that gets each line of a guest's output whole.
+#[derive(Debug)]
+struct GuestLog(Mutex<BufWriter<File>>);
+
+impl GuestLog {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self(Mutex::new(BufWriter::new(file))))
+    }
+
+    /// Writes a line; a full disk must not end a build that succeeds otherwise.
+    fn line(&self, line: &str) {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _written = writeln!(file, "{line}").and_then(|()| file.flush());
+    }
+}
+
+/// Returns the git revision of a folder, with `-dirty` when files differ from it.
+fn git_revision(root: &Path) -> Option<String> {
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(root)
+        .args(["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// Copies a run's evidence, as far as it is text or archives of text, into an artifact.
+fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", from.display()))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let context = || format!("copying {}", path.display());
+        if entry.file_type().with_context(context)?.is_dir() {
+            if name != "work" {
+                copy_logs(&path, &to.join(name))?;
+            }
+        } else if path.extension().is_some_and(|ending| ["jsonl", "log", "txt"].iter().any(|it| ending == *it)) {
+            fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+            fs::copy(&path, to.join(name)).with_context(context)?;
+        }
+    }
+    Ok(())
+}

@@ -324,7 +324,7 @@ async fn template_checks(
     agent: &SocketAgent,
     findings: &mut Findings<'_>,
 ) -> Result<(), Failure> {
-    let checks = subject.plan.checks_at(CheckAt::Proof);
+    let checks = super::checks_at(subject.plan, CheckAt::Proof);
     let timeout = subject.host.scaled(subject.plan.definition.timeouts.check.duration());
     let found = check::run(&checks, agent, timeout, &|_| ()).await.kind(Kind::Guest)?;
     for finding in found {

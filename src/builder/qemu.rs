@@ -22,11 +22,11 @@ use crate::artifact::{self, CheckResult, Manifest};
 use crate::check;
 use crate::communicator::socket_agent::SocketAgent;
 use crate::communicator::{Communicator, Exec};
-use crate::definition::{CheckAt, DiskFormat, Secret, Transport};
+use crate::definition::{self, CheckAt, DiskFormat, Secret, Transport};
 use crate::event::{Unit, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::fetch;
-use crate::plan::Plan;
+use crate::fetch::{self, Expected};
+use crate::plan::{ForgeUrls, Plan, PlannedStep, SeedFile};
 use crate::provision::{self, ProvisionError, Script};
 use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, OnReset, UserNet};
@@ -49,7 +49,7 @@ pub async fn build(
     run: &Run,
 ) -> Result<PathBuf, Failure> {
     let host = Host::find(&plan.builder.profile, &plan.machine)?;
-    let staging = workspace.artifact(options.out.as_deref(), &plan.name, &plan.definition.template.release);
+    let staging = workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
     register_folders(run, workspace, &staging);
 
     let media = run
@@ -78,7 +78,7 @@ pub async fn build(
         })
         .await?;
     for planned in &plan.steps {
-        let (id, title) = (format!("step:{}", planned.step.name), planned.title());
+        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
         if let Some(reason) = &planned.skipped {
             run.skip(&id, &title, reason);
             continue;
@@ -155,9 +155,9 @@ impl Media {
 async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, Failure> {
     let cache = fetch::Cache::open().kind(Kind::Infrastructure)?;
     let mut images = Vec::new();
-    for source in plan.media() {
+    for (location, expected) in media(plan)? {
         let show = |progress: fetch::Progress| show_fetch(step, progress);
-        let image = fetch::image(&source.location, &plan.root, &source.expected, &cache, &show)
+        let image = fetch::image(&location, &plan.root, &expected, &cache, &show)
             .await
             .map_err(fetch_failure)?;
         if let Some(signer) = &image.signed_by {
@@ -166,6 +166,32 @@ async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, Failure> {
         images.push(image);
     }
     Ok(Media(images))
+}
+
+/// Returns where each medium is and what it must be.
+fn media(plan: &Plan) -> Result<Vec<(String, Expected)>, Failure> {
+    let source = &plan.definition.source;
+    let expected = match (&source.sha256, &source.checksums) {
+        (Some(sha256), _) => Expected::Sha256(sha256.clone()),
+        (None, Some(checksums)) => Expected::Signed {
+            file: checksums.file.clone(),
+            signature: checksums.signature.clone(),
+            key: plan.root.join("templates").join(&plan.template).join(&checksums.key),
+            fingerprint: checksums.fingerprint.clone(),
+            name: checksums.name.clone().unwrap_or_else(|| last_part(&source.iso)),
+        },
+        (None, None) => {
+            return Err(Failure::new(Kind::Definition, anyhow!("source has neither sha256 nor checksums")));
+        }
+    };
+    let mut media = vec![(source.iso.clone(), expected)];
+    let cdroms = plan.definition.machine.cdroms.iter();
+    media.extend(cdroms.map(|cdrom| (cdrom.iso.clone(), Expected::Sha256(cdrom.sha256.clone()))));
+    Ok(media)
+}
+
+fn last_part(location: &str) -> String {
+    location.rsplit('/').next().unwrap_or(location).to_owned()
 }
 
 fn fetch_failure(error: fetch::FetchError) -> Failure {
@@ -213,34 +239,46 @@ async fn prepare_seed(plan: &Plan, workspace: &Workspace, step: &Step<'_>) -> Re
         })
         .kind(Kind::Definition)?;
     let (server, events) = Server::start(settings).await.kind(Kind::Infrastructure)?;
-    let urls = crate::plan::BuildUrls {
+    let urls = ForgeUrls {
         url: server.url(""),
         report_url: server.report_url(),
         logs_url: server.logs_url(),
     };
     let files = plan.render_seed(&urls)?;
     let transport = plan.definition.seed.transport;
-    let answers = files.autoinstall;
+    let answers = answers(&files)?;
     let (volume, serial) = match transport {
-        Transport::Http => (seed::stub_volume(), Some(seed::serial(&server.url(ANSWERS)).kind(Kind::Definition)?)),
-        Transport::Cdrom => (seed::cdrom_volume(&answers).kind(Kind::Definition)?, None),
+        Transport::Http => {
+            (seed::stub_volume(), Some(seed::serial(&server.url(ANSWERS)).kind(Kind::Definition)?))
+        }
+        Transport::Cdrom => (seed::cdrom_volume(answers).kind(Kind::Definition)?, None),
     };
     let mut offers = Vec::new();
-    if transport == Transport::Http {
-        offers.push(server.offer(ANSWERS, answers).kind(Kind::Unexpected)?);
-    }
-    for file in files.others {
-        offers.push(server.offer(&file.name, file.content).kind(Kind::Definition)?);
+    for file in &files {
+        let name = if file.is_autoinstall { ANSWERS } else { &file.name };
+        if !(file.is_autoinstall && transport == Transport::Cdrom) {
+            offers.push(server.offer(name, file.content.clone()).kind(Kind::Definition)?);
+        }
     }
     let path = workspace.work("seed.iso");
-    write_private(&path, &volume).kind(Kind::Infrastructure)?;
+    write_whole(&path, &volume).kind(Kind::Infrastructure)?;
     step.note(format!("answers are served at {}", server.advertises()));
     Ok(Prepared { server, events, volume: path, serial, transport, _offers: offers })
 }
 
-/// Writes a file that only this user may read: with `cdrom`, it holds the answers.
-fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    write_whole(path, content)
+/// Returns the installer's answers, refusing what the installer would refuse or silently ignore.
+fn answers(files: &[SeedFile]) -> Result<&str, Failure> {
+    let file = files.iter().find(|file| file.is_autoinstall);
+    let file = file.context("the plan has no autoinstall file").kind(Kind::Unexpected)?;
+    let text = std::str::from_utf8(&file.content)
+        .with_context(|| format!("reading {} as UTF-8", file.name))
+        .kind(Kind::Definition)?;
+    let findings: Vec<_> = seed::autoinstall::lint(text).iter().map(ToString::to_string).collect();
+    if findings.is_empty() {
+        return Ok(text);
+    }
+    let error = anyhow!("the installer would not take {} as it is rendered: {}", file.name, findings.join("; "));
+    Err(Failure::new(Kind::Definition, error))
 }
 
 async fn create_disks(plan: &Plan, workspace: &Workspace) -> Result<Vec<(PathBuf, DiskFormat)>, Failure> {
@@ -388,10 +426,34 @@ impl provision::Bulk for OverHttp<'_> {
     }
 }
 
+/// Returns what a person reads while a step runs.
+fn title(step: &definition::Step) -> String {
+    if let Some(packages) = &step.packages {
+        return format!("installing {}", packages.install.join(", "));
+    }
+    if let Some(upload) = &step.upload {
+        return format!("putting {} into the guest", upload.destination);
+    }
+    if let Some(reboot) = &step.reboot {
+        return match &reboot.reason {
+            Some(reason) => format!("rebooting: {reason}"),
+            None => "rebooting".to_owned(),
+        };
+    }
+    format!("running the step {}", step.name)
+}
+
+/// Returns a script as it is run.
+fn render(plan: &Plan, path: &Path) -> Result<String, Failure> {
+    let path = path.strip_prefix(&plan.root).unwrap_or(path);
+    let bytes = plan.render_file(&path.to_string_lossy())?;
+    String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", path.display())).kind(Kind::Definition)
+}
+
 async fn provision(
     plan: &Plan,
     host: &Host,
-    planned: &crate::plan::PlannedStep,
+    planned: &PlannedStep,
     guest: &Guest,
     seed: &Prepared,
     step: &Step<'_>,
@@ -425,7 +487,7 @@ where
         output: &|line| step.output(line),
         log: &|line| log.line(line),
         retry: &|attempt, of, reason| step.retry(attempt, of, reason),
-        render: &|path| plan.render_file(path),
+        render: &|path| render(plan, path),
         secrets: &secrets,
     };
     body(&cx).await.map_err(|error| {
@@ -440,7 +502,7 @@ async fn check_guest(
     agent: &SocketAgent,
     step: &Step<'_>,
 ) -> Result<Vec<CheckResult>, Failure> {
-    let checks = plan.checks_at(CheckAt::Build);
+    let checks = super::checks_at(plan, CheckAt::Build);
     let timeout = host.scaled(plan.definition.timeouts.check.duration());
     let found = check::run(&checks, agent, timeout, &|finding| {
         step.check(&finding.name, finding.passed, &finding.detail);
@@ -489,15 +551,16 @@ async fn seal(
     step: &Step<'_>,
 ) -> Result<(), Failure> {
     let deadline = host.scaled(plan.definition.timeouts.seal.duration());
-    let script = plan.seal_script()?;
+    let definition = &plan.definition.seal;
+    let text = render(plan, Path::new(&definition.script))?;
     let bulk = OverHttp(&seed.server);
     with_context(plan, &guest.agent, Some(&bulk), step, async |cx| {
         let interpreter = ["/bin/sh".to_owned(), "-eu".to_owned()];
         let what = Script {
-            name: &plan.definition.seal.script,
-            text: &script.text,
+            name: &definition.script,
+            text: &text,
             interpreter: &interpreter,
-            env: &script.env,
+            env: &definition.env,
             exit_codes: &[0],
         };
         provision::script(&what, deadline, cx).await
@@ -573,7 +636,14 @@ fn manifest(
     facts: Facts,
 ) -> Manifest {
     let template = &plan.definition.template;
-    let mut inputs = plan.inputs.clone();
+    let files = plan.inputs.iter().filter_map(|input| {
+        Some(artifact::Input {
+            name: input.location.clone(),
+            sha256: input.sha256.clone()?,
+            size: input.size?,
+        })
+    });
+    let mut inputs: Vec<_> = files.collect();
     inputs.extend(media.0.iter().map(|image| artifact::Input {
         name: image.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         sha256: image.sha256.clone(),
@@ -581,7 +651,7 @@ fn manifest(
     }));
     Manifest {
         format: artifact::MANIFEST_VERSION,
-        template: plan.name.clone(),
+        template: plan.template.clone(),
         name: template.name.clone(),
         vmid: template.vmid,
         release: template.release.clone(),
@@ -599,7 +669,7 @@ fn manifest(
             overrides: host.overrides(&plan.definition.machine, &plan.machine),
         },
         inputs,
-        variables: plan.shown_variables(),
+        variables: super::shown_variables(plan),
         machine: plan.definition.machine.clone(),
         disk,
         os: facts.os,
