@@ -9,9 +9,12 @@
 //!   /autoinstall.yaml ◄───────────────────────────────────┘  the installer reads it again
 //! ```
 //!
-//! [`volumes`] makes the volumes.
+//! [`volumes`] makes the volumes, [`server`] serves the answers and takes the installer's reports
+//! and logs, [`installer`] turns the reports into a stage and a share.
 
+pub mod installer;
 pub mod iso9660;
+pub mod server;
 pub mod volumes;
 
 pub use volumes::{cdrom_volume, config_drive_volume, nocloud_volume, serial, stub_volume};
