@@ -1,0 +1,33 @@
+# Starts a script detached from the guest agent. Called as
+#   sh -c START forge FOLDER RUNNER INTERPRETER…
+# with one line of base64 (the environment, as shell text) and then the script on standard input;
+# an empty script means that its parts lie in FOLDER already. Calling it again changes nothing:
+# the answer to the first call may have been lost.
+set -eu
+umask 077
+folder=$1 runner=$2
+shift 2
+mkdir -p "$folder"
+input=$(mktemp -d "$folder/input.XXXXXX")
+IFS= read -r environment
+printf '%s' "$environment" | base64 -d >"$input/env"
+cat >"$input/script"
+mkdir "$folder/claim" 2>/dev/null || exit 0
+if [ ! -s "$input/script" ] && [ -e "$folder/part-000000" ]; then
+    cat "$folder"/part-* >"$input/script"
+    rm -f "$folder"/part-*
+fi
+chmod 700 "$input/script"
+mv "$input/env" "$input/script" "$folder/"
+: >"$folder/log"
+# A scope of its own keeps the script alive when the guest agent's service restarts, as it does
+# while its own package is upgraded. Without systemd a session of its own has to do.
+# shellcheck disable=SC2016
+setsid sh -c '
+    folder=$1
+    unit=forge-${folder##*/}.scope
+    if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
+        systemd-run --quiet --collect --scope --unit="$unit" sh -c "$2" "$@"
+    fi
+    [ -e "$folder/pid" ] || sh -c "$2" "$@"
+' forge "$folder" "$runner" "$@" </dev/null >>"$folder/log" 2>&1 &
