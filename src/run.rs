@@ -49,7 +49,8 @@ impl Cancel {
     }
 
     /// Returns the failure that a stopped run ends with.
-    fn failure(&self) -> Failure {
+    #[must_use]
+    pub fn failure(&self) -> Failure {
         let kind = self.kind.get().copied().unwrap_or(Kind::Interrupted);
         Failure::new(kind, anyhow::anyhow!("{}", kind.meaning()))
     }

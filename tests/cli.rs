@@ -10,8 +10,9 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use forge::cli;
-use forge::cli::signals::Interrupt;
+use forge::cli::signals;
 use forge::failure::Kind;
+use forge::run::Cancel;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Returns forge in a clean environment.
@@ -227,11 +228,12 @@ fn signals_child() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let interrupt = Interrupt::listen(|| println!("left: the machine")).unwrap();
+        let cancel = Cancel::default();
+        signals::listen(cancel.clone(), || println!("left: the machine")).unwrap();
         println!("ready");
-        interrupt.token().cancelled().await;
+        cancel.requested().await;
         println!("stopping");
-        let failure = interrupt.failure().unwrap();
+        let failure = cancel.failure();
         if failure.kind == Kind::Interrupted {
             // An undo that hangs: only a second Ctrl-C ends it.
             tokio::time::sleep(Duration::from_secs(30)).await;

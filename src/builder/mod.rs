@@ -13,6 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
@@ -38,26 +39,38 @@ pub enum OnError {
 pub struct BuildOptions {
     /// The artifact's folder, instead of `artifacts/<template>/<release>`.
     pub out: Option<PathBuf>,
-    /// What becomes of a machine whose build failed.
-    pub on_error: OnError,
-    /// Takes such a machine.
+    /// Takes the machine of a failed build, if it is wanted.
     pub keeper: Keeper,
 }
 
-/// Holds the machines of failed builds, for as long as the user wants them.
+/// Holds the machines of failed builds, for as long as the user wants them; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Keeper(Arc<Mutex<Vec<Arc<Machine>>>>);
+pub struct Keeper {
+    wanted: Arc<AtomicBool>,
+    machines: Arc<Mutex<Vec<Arc<Machine>>>>,
+}
 
 impl Keeper {
+    /// Says that machines of failed builds are wanted.
+    pub fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether they are.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
     /// Takes a machine that still runs.
     pub fn keep(&self, machine: Arc<Machine>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
     }
 
     /// Returns the machines that are kept, and keeps them no longer.
     #[must_use]
     pub fn take(&self) -> Vec<Arc<Machine>> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.machines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

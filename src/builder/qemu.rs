@@ -17,7 +17,7 @@ use super::host::{Host, Launch};
 use super::install::{self, Limits};
 use super::proof::{self, Drive, Identity, Subject};
 use super::workspace::{Staging, Workspace, remove, write_whole};
-use super::{BuildOptions, OnError};
+use super::{BuildOptions, Keeper};
 use crate::artifact::{self, CheckResult, Manifest};
 use crate::check;
 use crate::communicator::socket_agent::SocketAgent;
@@ -29,7 +29,7 @@ use crate::fetch::{self, Expected};
 use crate::plan::{ForgeUrls, Plan, PlannedStep, SeedFile};
 use crate::provision::{self, ProvisionError, Script};
 use crate::qemu::img::{self, Conversion};
-use crate::qemu::spec::{Boot, OnReset, UserNet};
+use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Machine};
 use crate::run::{Ending, Run, Step};
 use crate::seed::server::{Content, Reach, Server, ServerEvent, Settings};
@@ -50,7 +50,7 @@ pub async fn build(
 ) -> Result<PathBuf, Failure> {
     let host = Host::find(&plan.builder.profile, &plan.machine)?;
     let staging = workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
-    register_folders(run, workspace, &staging);
+    register_folders(run, workspace, &staging, &options.keeper);
 
     let media = run
         .step("fetch", "getting the installer medium", Worker::Hash, async |step| fetch_media(plan, step).await)
@@ -133,13 +133,17 @@ pub async fn build(
 }
 
 /// Registers the removal of what a failed build must not leave.
-fn register_folders(run: &Run, workspace: &Workspace, staging: &Staging) {
+fn register_folders(run: &Run, workspace: &Workspace, staging: &Staging, keeper: &Keeper) {
+    let keeper = keeper.clone();
     let (partial, folder) = (staging.partial.clone(), workspace.folder.clone());
     run.undo("the partial artifact", format!("rm -r {}", partial.display()), move |_| async move {
         remove(&partial)
     });
     let by_hand = format!("rm -r {}", folder.join("work").display());
-    run.undo("the build's disks", by_hand, move |_| async move { Workspace::clear_work(&folder) });
+    run.undo("the build's disks", by_hand, move |ending| async move {
+        // A kept machine still runs on them; whoever keeps it removes them.
+        if ending == Ending::Failed && keeper.is_wanted() { Ok(()) } else { Workspace::clear_work(&folder) }
+    });
 }
 
 /// The verified media: the installer's first.
@@ -350,14 +354,14 @@ async fn launch_machine(
 ) -> Result<(Arc<Machine>, crate::run::UndoId), Failure> {
     let slot: Arc<Mutex<Option<Arc<Machine>>>> = Arc::default();
     let (for_undo, screenshot) = (Arc::clone(&slot), run.path(format!("{name}.png")));
-    let keep = (options.on_error != OnError::Clean).then(|| options.keeper.clone());
+    let keeper = options.keeper.clone();
     let undo = run.undo(format!("the machine of `{name}`"), "nothing: it ends with forge", move |ending| async move {
         let machine = for_undo.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(machine) = machine else { return Ok(()) };
         if ending == Ending::Failed {
             // Evidence, as far as it can be had.
             let _taken = machine.screenshot(&screenshot).await;
-            if let Some(keeper) = keep {
+            if keeper.is_wanted() {
                 keeper.keep(machine);
                 return Ok(());
             }
@@ -391,7 +395,11 @@ async fn boot(
         folder: &folder,
         disks: disks.to_vec(),
         cdroms: Vec::new(),
-        network: UserNet::default(),
+        // For a person who keeps the machine of a failed build; forge itself has no use for it.
+        network: UserNet {
+            forwards: vec![Forward { address: None, port: plan.definition.proof.ssh_port }],
+            ..UserNet::default()
+        },
         serial: None,
         boot: Boot::Disk,
         on_reset: OnReset::Restart,

@@ -1,0 +1,245 @@
+//! `forge build`: makes templates.
+
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::Semaphore;
+
+use super::common::Common;
+use super::signals;
+use crate::builder::workspace::Workspace;
+use crate::builder::{self, BuildOptions, Keeper, OnError};
+use crate::definition;
+use crate::event::{self, Event};
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::plan::{self, Plan, Selection};
+use crate::report::{Journal, Output, Report, Tee, Verbosity, failure_text, stderr_look};
+use crate::run::{Cancel, Run};
+
+/// What to build, and how.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  forge build ubuntu-noble                       on the local QEMU
+  forge build ubuntu-noble --on asgard           on the builder of builders/asgard.toml
+  forge build ubuntu-noble --var memory=2048     with another value of a variable
+  forge build ubuntu-noble --on-error keep       keep the machine of a failed build")]
+pub struct Args {
+    /// The templates to build
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Where the definitions are and what their variables are set to.
+    #[command(flatten)]
+    common: Common,
+    /// Build on this builder: a profile in builders/, or qemu for the local one
+    #[arg(long, value_name = "BUILDER")]
+    on: Option<String>,
+    /// Put the artifact into DIR instead of artifacts/<name>/<release>
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Build up to N templates at the same time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    parallel: u8,
+    /// Run only these steps of the template
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Leave out these steps of the template
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// What becomes of the machine of a failed build
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    on_error: OnError,
+    /// Keep the machine of a failed build: short for --on-error keep
+    #[arg(long, conflicts_with = "on_error")]
+    keep: bool,
+    /// How the build is shown
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Builds the templates.
+///
+/// # Errors
+/// The first failure; that of every other template is shown before.
+pub fn run(args: &Args, verbosity: Verbosity) -> Result<(), Failure> {
+    let plans = resolve(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+        .kind(Kind::Unexpected)?;
+    let result = runtime.block_on(build_all(args, plans, verbosity));
+    // What still runs (a name look-up, say) must not delay the end.
+    runtime.shutdown_background();
+    result
+}
+
+fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
+    if args.out.is_some() && args.names.len() > 1 {
+        return Err(Failure::new(Kind::Usage, anyhow!("--out takes the artifact of one template"))
+            .hint("build the templates one by one, or leave --out away"));
+    }
+    let root = args.common.root()?;
+    let inputs = args.common.inputs();
+    let selection = Selection { only: args.only.clone(), skip: args.skip.clone() };
+    let mut plans = Vec::new();
+    for name in &args.names {
+        let loaded = definition::load(&root, name, &inputs)?;
+        let builder = plan::choose_builder(args.on.as_deref(), &inputs.env, &loaded.definition);
+        plans.push(plan::resolve(&root, loaded, builder, &selection)?);
+    }
+    Ok(plans)
+}
+
+/// What the runs of one command share.
+struct Shared {
+    report: Report,
+    cancel: Cancel,
+    runs: Mutex<Vec<Arc<Run>>>,
+    ask: bool,
+}
+
+async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Result<(), Failure> {
+    let keeper = Keeper::default();
+    if args.keep || args.on_error == OnError::Keep {
+        keeper.want();
+    }
+    let asks = args.on_error == OnError::Ask && io::stdin().is_terminal() && io::stderr().is_terminal();
+    let shared = Arc::new(Shared {
+        report: Report::open(args.output, verbosity, &args.names),
+        cancel: Cancel::default(),
+        runs: Mutex::default(),
+        ask: asks,
+    });
+    let for_signal = Arc::clone(&shared);
+    signals::listen(shared.cancel.clone(), move || for_signal.say_what_is_left())
+        .context("listening for signals")
+        .kind(Kind::Unexpected)?;
+
+    let turns = Arc::new(Semaphore::new(args.parallel.into()));
+    let mut builds = tokio::task::JoinSet::new();
+    for plan in plans {
+        let (shared, turns) = (Arc::clone(&shared), Arc::clone(&turns));
+        let options = BuildOptions { out: args.out.clone(), keeper: keeper.clone() };
+        builds.spawn(async move {
+            let _turn = turns.acquire().await.context("waiting for a turn").kind(Kind::Unexpected)?;
+            build_one(&plan, &options, &shared).await
+        });
+    }
+    let mut failures = Vec::new();
+    while let Some(ended) = builds.join_next().await {
+        failures.extend(ended.context("running a build").kind(Kind::Unexpected).and_then(|it| it).err());
+    }
+    shared.report.finish();
+    keep_machines(&keeper, &shared, failures.first()).await;
+    let Some(last) = failures.pop() else { return Ok(()) };
+    for failure in failures {
+        say(&failure_text(&failure, stderr_look()));
+    }
+    Err(last)
+}
+
+async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) -> Result<(), Failure> {
+    let workspace = Workspace::create(&plan.root).kind(Kind::Infrastructure)?;
+    let journal = Journal::open(&workspace.folder).context("opening the run's journal").kind(Kind::Infrastructure)?;
+    let journal = Arc::new(journal);
+    let sink = Arc::new(Tee(vec![Arc::clone(shared) as Arc<dyn event::Sink>, journal.clone()]));
+    let id = workspace.id.clone();
+    let run = Arc::new(Run::new(id, plan.template.clone(), workspace.folder.clone(), sink, shared.cancel.clone()));
+    shared.runs.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&run));
+    run.emit(Event::RunStarted {
+        format: event::FORMAT_VERSION,
+        builder: plan.builder.name.clone(),
+        builder_from: plan.builder.from.to_owned(),
+        plan: plan.digest.clone(),
+        folder: workspace.folder.display().to_string(),
+    });
+    let result = match sweep(&workspace, &run) {
+        Ok(()) => builder::qemu::build(plan, options, &workspace, &run).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = &result
+        && shared.ask
+        && !shared.cancel.is_requested()
+        && shared.report.suspend(|| ask(failure))
+    {
+        options.keeper.want();
+    }
+    run.finish(result.as_ref().map(Clone::clone)).await;
+    journal.finish().context("writing the run's journal").kind(Kind::Infrastructure)?;
+    result.map(|_| ())
+}
+
+/// Removes what dead runs left, and says so.
+fn sweep(workspace: &Workspace, run: &Run) -> Result<(), Failure> {
+    for path in workspace.sweep().kind(Kind::Infrastructure)? {
+        let message = format!("removed {}, which a killed build had left", path.display());
+        run.emit(Event::Note { step: None, message });
+    }
+    Ok(())
+}
+
+/// Asks whether the machine of a failed build is to be kept.
+fn ask(failure: &Failure) -> bool {
+    say(&failure_text(failure, stderr_look()));
+    say("keep the machine to look at it? [y/N] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim().eq_ignore_ascii_case("y")
+}
+
+/// Says how kept machines are reached, waits for Ctrl-C, and ends them.
+async fn keep_machines(keeper: &Keeper, shared: &Shared, failure: Option<&Failure>) {
+    let machines = keeper.take();
+    if machines.is_empty() {
+        return;
+    }
+    if let Some(failure) = failure {
+        say(&failure_text(failure, stderr_look()));
+    }
+    for machine in &machines {
+        say(&format!(
+            "\nThe machine is kept until Ctrl-C (process {}):\n  console  socat -,raw,echo=0 UNIX-CONNECT:{}\n  \
+             agent    {}\n",
+            machine.pid(),
+            machine.serial_socket().display(),
+            machine.agent_socket().display(),
+        ));
+        for port in [22, 2222] {
+            if let Ok(forwarded) = machine.forwarded_port(port).await {
+                say(&format!("  ssh      ssh -p {forwarded} USER@127.0.0.1\n"));
+            }
+        }
+    }
+    shared.cancel.requested().await;
+    for machine in machines {
+        machine.kill().await;
+    }
+    for run in shared.runs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        if let Err(error) = Workspace::clear_work(&run.folder) {
+            say(&format!("warning: {error:#}\n"));
+        }
+    }
+}
+
+impl Shared {
+    fn say_what_is_left(&self) {
+        for run in self.runs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            for (what, by_hand) in run.pending() {
+                say(&format!("left behind: {what}; remove it with: {by_hand}\n"));
+            }
+        }
+    }
+}
+
+impl event::Sink for Shared {
+    fn emit(&self, record: &event::Record) {
+        self.report.emit(record);
+    }
+}
+
+/// Writes to standard error; where that is closed, the exit code still tells.
+fn say(text: &str) {
+    io::stderr().write_all(text.as_bytes()).ok();
+}
