@@ -17,13 +17,19 @@ pub const DEFINITION_VERSION: u32 = 1;
 pub const PROFILE_VERSION: u32 = 1;
 
 /// A template's definition, `templates/<name>/template.toml`.
+///
+/// Every string but those of `schema`, `abstract`, `extends` and `variables` may hold expressions
+/// over `var`, such as `"{{ var.release }}"`; a string that is one lone expression takes its type.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Definition {
     /// The version of this format: 1.
     pub schema: u32,
+    /// Whether this template only serves to be extended: it may be incomplete and is not built.
+    #[serde(default, rename = "abstract", skip_serializing_if = "is_false")]
+    pub is_abstract: bool,
     /// The name of a template to take over from: tables merge, steps and checks are appended,
-    /// everything else is replaced.
+    /// everything else is replaced (of `source.sha256` and `source.checksums`, one by the other).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extends: Option<String>,
     /// The builder profile to use when neither `--on` nor `FORGE_BUILDER` names one.
@@ -59,7 +65,10 @@ pub struct Definition {
     pub timeouts: Timeouts,
 }
 
-/// A variable: what a user may set with `--var`, `--var-file` or `FORGE_VAR_<NAME>`.
+/// A variable: what a user may set.
+///
+/// The last of these that is there wins: `default`, the environment variable that `env` names,
+/// `FORGE_VAR_<NAME>` (upper case), each `--var-file` in order, each `--var` in order.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Variable {
@@ -75,10 +84,11 @@ pub struct Variable {
     /// An environment variable to read besides `FORGE_VAR_<NAME>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<String>,
-    /// Whether its value must never be shown; a secret may be unset, and is then empty.
+    /// Whether its value must never be shown. A secret is a string without a default, may be unset
+    /// (it is then empty), and goes where it is needed as `env` of a step or in a `*.j2` file.
     #[serde(default)]
     pub secret: bool,
-    /// Whether it must be set to something; the default is true without a default.
+    /// Whether it must be set to something; without a default it must, unless it is a secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required: Option<bool>,
     /// The values it may have.
@@ -174,7 +184,8 @@ pub struct Checksums {
     pub file: String,
     /// URL or path of its detached OpenPGP signature.
     pub signature: String,
-    /// Path of the OpenPGP public key, relative to the template's folder; kept in the repository.
+    /// Path of the OpenPGP public key, relative to the folder of the definition that names it; kept
+    /// in the repository. In a loaded definition it is relative to the root.
     pub key: String,
     /// The key's fingerprint, 40 or 64 hexadecimal digits.
     #[schemars(regex(pattern = r"^([0-9a-fA-F]{40}|[0-9a-fA-F]{64})$"))]
@@ -190,10 +201,10 @@ pub struct Checksums {
 pub struct Seed {
     /// How the answers reach the installer.
     pub transport: Transport,
-    /// The installer's answers: a file in `http/<template>/`.
+    /// The installer's answers: a file in `http/<template>/`, or in that of the nearest template
+    /// it extends.
     pub autoinstall: String,
-    /// More files in `http/<template>/` to serve, by name; `*.j2` files are rendered and served
-    /// without that ending.
+    /// More such files to serve, by name; `*.j2` files are rendered and served without that ending.
     pub files: Vec<String>,
 }
 
@@ -316,7 +327,7 @@ pub struct Disk {
     pub size_gib: u32,
     /// Its format on the storage.
     pub format: DiskFormat,
-    /// Whether it has an I/O thread of its own.
+    /// Whether it has an I/O thread of its own; by default it has where the bus can.
     pub iothread: bool,
     /// Whether it passes the guest's discards on.
     pub discard: bool,
@@ -430,7 +441,7 @@ pub struct Step {
 }
 
 /// Runs a script in the guest as root. Exactly one of `script` and `inline` says which.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Shell {
     /// A script's path, relative to the root; a `*.j2` file is rendered first.
@@ -448,6 +459,18 @@ pub struct Shell {
     /// Exit codes that mean success.
     #[serde(default = "Shell::default_exit_codes")]
     pub exit_codes: Vec<i32>,
+}
+
+impl fmt::Debug for Shell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shell")
+            .field("script", &self.script)
+            .field("inline", &self.inline)
+            .field("interpreter", &self.interpreter)
+            .field("env", &self.env.keys())
+            .field("exit_codes", &self.exit_codes)
+            .finish()
+    }
 }
 
 impl Shell {
@@ -674,7 +697,7 @@ pub struct CommandCheck {
 }
 
 /// What removes the guest's identity and traces.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Seal {
     /// The script that does it, relative to the root.
@@ -685,6 +708,17 @@ pub struct Seal {
     pub absent: Vec<String>,
     /// Whether free blocks are given back before power-off.
     pub trim: bool,
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seal")
+            .field("script", &self.script)
+            .field("env", &self.env.keys())
+            .field("absent", &self.absent)
+            .field("trim", &self.trim)
+            .finish()
+    }
 }
 
 impl Default for Seal {
@@ -939,6 +973,11 @@ pub struct HttpProfile {
 
 const fn yes() -> bool {
     true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 #[cfg(test)]

@@ -1,0 +1,550 @@
+//! Expressions in strings and `*.j2` files: which names they use, and what they come to.
+//!
+//! minijinja renders; its syntax tree tells beforehand, in every branch, which names are unknown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use minijinja::machinery::ast::{CallArg, Expr, Spanned, Stmt};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, escape_formatter};
+
+use super::diagnostics::{closest, did_you_mean, one_of};
+
+/// Something wrong in a template, with its place in the template's text.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) range: Range<usize>,
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+/// Where a template stands; it decides the syntax and the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A string in a definition. `{#` is no comment there: bash has `${#array[@]}`.
+    String,
+    /// A `*.j2` file that a step uses.
+    StepFile,
+    /// A `*.j2` file in `http/`, rendered while a build runs.
+    SeedFile,
+}
+
+/// The names that a template may use: each root with its attributes.
+#[derive(Debug, Clone)]
+pub(crate) struct Known(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl Known {
+    /// Returns the names of a place.
+    pub(crate) fn new(place: Place, variables: &BTreeSet<String>) -> Self {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut roots = BTreeMap::from([("var", variables.clone())]);
+        if place != Place::String {
+            roots.insert("template", owned(&["name", "vmid", "release"]));
+            roots.insert("machine", MACHINE_KEYS.clone());
+        }
+        if place == Place::SeedFile {
+            roots.insert("forge", owned(&["url", "report_url", "logs_url"]));
+        }
+        Self(roots)
+    }
+}
+
+/// The keys of the machine's table, as templates see it.
+static MACHINE_KEYS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+    let machine = serde_json::to_value(super::Machine::default()).expect("a machine is JSON");
+    machine.as_object().expect("a machine is a table").keys().cloned().collect()
+});
+
+/// The variables that a template uses.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Uses {
+    pub(crate) names: BTreeSet<String>,
+    /// Whether it takes `var` as a whole, so that any variable may matter.
+    pub(crate) all: bool,
+}
+
+/// A template that parses, with what its syntax tree tells.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    pub(crate) uses: Uses,
+    pub(crate) problems: Vec<Problem>,
+    /// The expression, when the template is nothing but one.
+    pub(crate) lone: Option<Range<usize>>,
+}
+
+/// Tells whether a string is a template at all.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
+}
+
+fn syntax(place: Place) -> SyntaxConfig {
+    let mut builder = SyntaxConfig::builder();
+    builder.keep_trailing_newline(true);
+    if place == Place::String {
+        builder.comment_delimiters("{\u{0}#", "#\u{0}}");
+    }
+    builder.build().expect("the delimiters differ")
+}
+
+fn environment(place: Place) -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_syntax(syntax(place));
+    environment.set_debug(true);
+    // YAML and shell want `true`, not minijinja's `True`.
+    environment.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Bool => {
+            escape_formatter(out, state, &Value::from(if value.is_true() { "true" } else { "false" }))
+        }
+        _ => escape_formatter(out, state, value),
+    });
+    environment.add_filter("toyaml", to_yaml);
+    environment.add_filter("shquote", shell_quote);
+    environment
+}
+
+static STRINGS: LazyLock<Environment<'static>> = LazyLock::new(|| environment(Place::String));
+static FILES: LazyLock<Environment<'static>> = LazyLock::new(|| environment(Place::SeedFile));
+
+fn environment_of(place: Place) -> &'static Environment<'static> {
+    match place {
+        Place::String => &STRINGS,
+        Place::StepFile | Place::SeedFile => &FILES,
+    }
+}
+
+/// The filter `toyaml`: a value as YAML flow, which JSON is.
+#[expect(clippy::needless_pass_by_value, reason = "a filter's signature")]
+fn to_yaml(value: Value) -> Result<String, minijinja::Error> {
+    serde_json::to_string(&value)
+        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string()))
+}
+
+/// The filter `shquote`: a text as one word of POSIX shell, a list as its words.
+#[expect(clippy::needless_pass_by_value, reason = "a filter's signature")]
+fn shell_quote(value: Value) -> Result<String, minijinja::Error> {
+    let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    match value.as_str() {
+        Some(text) => Ok(quote(text)),
+        None => match value.try_iter() {
+            Ok(items) => Ok(items.map(|item| quote(&item.to_string())).collect::<Vec<_>>().join(" ")),
+            Err(_) => Ok(quote(&value.to_string())),
+        },
+    }
+}
+
+/// Parses a template and finds the unknown names in all of its branches.
+pub(crate) fn inspect(source: &str, place: Place, known: &Known) -> Result<Inspection, Problem> {
+    let root = minijinja::machinery::parse(source, "template", syntax(place))
+        .map_err(|error| problem(source, &error))?;
+    let mut inspector = Inspector {
+        known,
+        locals: BTreeSet::from(["loop", "caller", "range", "dict", "namespace", "debug"]),
+        uses: Uses::default(),
+        problems: Vec::new(),
+    };
+    inspector.collect_locals(&root);
+    inspector.statement(&root);
+    let lone = match &root {
+        Stmt::Template(template) => match template.children.as_slice() {
+            [Stmt::EmitExpr(_)] => Some(inner(source)),
+            _ => None,
+        },
+        _ => None,
+    };
+    inspector.problems.sort_by_key(|problem| problem.range.start);
+    Ok(Inspection { uses: inspector.uses, problems: inspector.problems, lone })
+}
+
+/// Returns what stands between `{{` and `}}`, which may carry whitespace signs.
+fn inner(source: &str) -> Range<usize> {
+    let sign = |at: Option<u8>| usize::from(matches!(at, Some(b'-' | b'+')));
+    let bytes = source.as_bytes();
+    let start = 2 + sign(bytes.get(2).copied());
+    let end = source.len() - 2;
+    let end = end - sign(end.checked_sub(1).and_then(|at| bytes.get(at).copied()));
+    start..end.max(start)
+}
+
+/// Renders a template that [`inspect`] found good.
+pub(crate) fn render(source: &str, place: Place, context: &Value) -> Result<String, Problem> {
+    environment_of(place)
+        .render_named_str("template", source, context.clone())
+        .map_err(|error| problem(source, &error))
+}
+
+/// Evaluates a lone expression, so that it keeps its type.
+pub(crate) fn evaluate(source: &str, lone: &Range<usize>, context: &Value) -> Result<Value, Problem> {
+    let expression = &source[lone.clone()];
+    let shift = |mut found: Problem| {
+        found.range = found.range.start + lone.start..found.range.end + lone.start;
+        found
+    };
+    let value = STRINGS
+        .compile_expression(expression)
+        .and_then(|compiled| compiled.eval(context.clone()))
+        .map_err(|error| shift(problem(expression, &error)))?;
+    if value.is_undefined() || value.is_none() {
+        let message = format!("`{}` has no value", expression.trim());
+        return Err(Problem { range: lone.clone(), message, help: None });
+    }
+    Ok(value)
+}
+
+/// Says what minijinja said, with its place.
+fn problem(source: &str, error: &minijinja::Error) -> Problem {
+    let range = error.range().unwrap_or_else(|| {
+        let line = error.line().unwrap_or(1).saturating_sub(1);
+        let start = source.split_inclusive('\n').take(line).map(str::len).sum();
+        start..source.len()
+    });
+    let detail = error.detail().unwrap_or_default();
+    let word = source.get(range.clone()).unwrap_or_default().trim();
+    let (message, help) = match error.kind() {
+        ErrorKind::SyntaxError => (format!("template syntax: {detail}"), None),
+        ErrorKind::UnknownFilter => (
+            detail.replace("filter ", "unknown filter ").replace(" is unknown", ""),
+            did_you_mean(word.rsplit('|').next().unwrap_or_default().trim(), FILTERS.iter().copied()),
+        ),
+        ErrorKind::UndefinedError if detail.is_empty() => (format!("`{word}` is not defined"), None),
+        kind if detail.is_empty() => (kind.to_string(), None),
+        _ => (detail.to_owned(), None),
+    };
+    Problem { range, message, help }
+}
+
+/// The filters worth suggesting.
+const FILTERS: [&str; 16] = [
+    "toyaml", "shquote", "default", "join", "lower", "upper", "replace", "trim", "int", "string", "first",
+    "last", "length", "tojson", "indent", "sort",
+];
+
+struct Inspector<'a, 'k> {
+    known: &'k Known,
+    locals: BTreeSet<&'a str>,
+    uses: Uses,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Inspector<'a, '_> {
+    /// Notes every name that the template itself sets, wherever it does.
+    fn collect_locals(&mut self, statement: &Stmt<'a>) {
+        match statement {
+            Stmt::ForLoop(part) => self.assign(&part.target),
+            Stmt::Set(part) => self.assign(&part.target),
+            Stmt::SetBlock(part) => self.assign(&part.target),
+            Stmt::WithBlock(part) => part.assignments.iter().for_each(|(target, _)| self.assign(target)),
+            Stmt::Macro(part) => {
+                self.locals.insert(part.name);
+                part.args.iter().for_each(|argument| self.assign(argument));
+            }
+            Stmt::CallBlock(part) => {
+                part.macro_decl.args.iter().for_each(|argument| self.assign(argument));
+            }
+            _ => {}
+        }
+        for body in bodies(statement) {
+            body.iter().for_each(|inner| self.collect_locals(inner));
+        }
+    }
+
+    fn assign(&mut self, target: &Expr<'a>) {
+        match target {
+            Expr::Var(name) => {
+                self.locals.insert(name.id);
+            }
+            Expr::List(list) => list.items.iter().for_each(|item| self.assign(item)),
+            Expr::Tuple(tuple) => tuple.items.iter().for_each(|item| self.assign(item)),
+            _ => {}
+        }
+    }
+
+    fn statement(&mut self, statement: &Stmt<'a>) {
+        let refused = match statement {
+            Stmt::Include(part) => Some((span(part), "include")),
+            Stmt::Import(part) => Some((span(part), "import")),
+            Stmt::FromImport(part) => Some((span(part), "from")),
+            Stmt::Extends(part) => Some((span(part), "extends")),
+            _ => None,
+        };
+        if let Some((range, word)) = refused {
+            let message = format!("`{word}` is not available: each file is rendered by itself");
+            self.problems.push(Problem { range, message, help: None });
+            return;
+        }
+        for expression in expressions(statement) {
+            self.expression(expression);
+        }
+        for body in bodies(statement) {
+            body.iter().for_each(|inner| self.statement(inner));
+        }
+    }
+
+    fn expression(&mut self, expression: &Expr<'a>) {
+        match expression {
+            Expr::Var(name) => self.root(name.id, range(expression)),
+            Expr::GetAttr(part) => match &part.expr {
+                Expr::Var(root) => self.attribute(root.id, Some(part.name), range(expression)),
+                inner => self.expression(inner),
+            },
+            Expr::GetItem(part) => match (&part.expr, &part.subscript_expr) {
+                (Expr::Var(root), Expr::Const(key)) => {
+                    self.attribute(root.id, key.value.as_str(), range(expression));
+                }
+                (inner, key) => {
+                    self.expression(inner);
+                    self.expression(key);
+                }
+            },
+            other => children(other).into_iter().for_each(|child| self.expression(child)),
+        }
+    }
+
+    /// A root used as a whole, such as `var` in `var | toyaml` or `var[name]`.
+    fn root(&mut self, root: &str, range: Range<usize>) {
+        self.uses.all |= root == "var" && !self.locals.contains(root);
+        self.attribute(root, None, range);
+    }
+
+    fn attribute(&mut self, root: &str, name: Option<&str>, range: Range<usize>) {
+        if self.locals.contains(root) {
+            return;
+        }
+        let Some(attributes) = self.known.0.get(root) else {
+            let help = self.unknown_root_help(root);
+            let message = format!("unknown name `{root}`");
+            self.problems.push(Problem { range, message, help: Some(help) });
+            return;
+        };
+        let Some(name) = name else { return };
+        if root == "var" {
+            self.uses.names.insert(name.to_owned());
+        }
+        if !attributes.contains(name) {
+            self.problems.push(unknown_attribute(root, name, attributes, range));
+        }
+    }
+
+    fn unknown_root_help(&self, root: &str) -> String {
+        let variables = &self.known.0["var"];
+        if variables.contains(root) {
+            return format!("variables are written `var.{root}`");
+        }
+        match root {
+            "forge" => {
+                return "`forge` is known only in seed files, which are rendered while a build runs".into();
+            }
+            "template" | "machine" => {
+                return format!("`{root}` is known only in `*.j2` files, not in the definition itself");
+            }
+            _ => {}
+        }
+        if let Some(meant) = closest(root, variables.iter().map(String::as_str)) {
+            return format!("did you mean `var.{meant}`?");
+        }
+        let roots: Vec<&str> = self.known.0.keys().copied().collect();
+        did_you_mean(root, roots.iter().copied())
+            .unwrap_or_else(|| format!("what is known here begins with {}", one_of(&roots)))
+    }
+}
+
+fn unknown_attribute(root: &str, name: &str, known: &BTreeSet<String>, range: Range<usize>) -> Problem {
+    let meant = closest(name, known.iter().map(String::as_str));
+    let (message, otherwise) = if root == "var" {
+        (format!("unknown variable `{name}`"), format!("declare it in a table `[variables.{name}]`"))
+    } else {
+        let all: Vec<&String> = known.iter().collect();
+        (format!("`{root}` has no `{name}`"), format!("it has {}", one_of(&all).replace(" or ", " and ")))
+    };
+    let help = meant.map_or(otherwise, |meant| format!("did you mean `{root}.{meant}`?"));
+    Problem { range, message, help: Some(help) }
+}
+
+fn span<T>(node: &Spanned<T>) -> Range<usize> {
+    let span = node.span();
+    span.start_offset as usize..span.end_offset as usize
+}
+
+fn range(expression: &Expr<'_>) -> Range<usize> {
+    let span = expression.span();
+    span.start_offset as usize..span.end_offset as usize
+}
+
+/// Returns the expressions that a statement itself holds.
+fn expressions<'s, 'a>(statement: &'s Stmt<'a>) -> Vec<&'s Expr<'a>> {
+    match statement {
+        Stmt::EmitExpr(part) => vec![&part.expr],
+        Stmt::ForLoop(part) => [&part.iter].into_iter().chain(&part.filter_expr).collect(),
+        Stmt::IfCond(part) => vec![&part.expr],
+        Stmt::WithBlock(part) => part.assignments.iter().map(|(_, value)| value).collect(),
+        Stmt::Set(part) => vec![&part.expr],
+        Stmt::SetBlock(part) => part.filter.iter().collect(),
+        Stmt::AutoEscape(part) => vec![&part.enabled],
+        Stmt::FilterBlock(part) => vec![&part.filter],
+        Stmt::Macro(part) => part.defaults.iter().collect(),
+        Stmt::CallBlock(part) => arguments(&part.call.expr, &part.call.args),
+        Stmt::Do(part) => arguments(&part.call.expr, &part.call.args),
+        _ => Vec::new(),
+    }
+}
+
+/// Returns the statements inside a statement.
+fn bodies<'s, 'a>(statement: &'s Stmt<'a>) -> Vec<&'s [Stmt<'a>]> {
+    match statement {
+        Stmt::Template(part) => vec![&part.children],
+        Stmt::ForLoop(part) => vec![&part.body, &part.else_body],
+        Stmt::IfCond(part) => vec![&part.true_body, &part.false_body],
+        Stmt::WithBlock(part) => vec![&part.body],
+        Stmt::SetBlock(part) => vec![&part.body],
+        Stmt::AutoEscape(part) => vec![&part.body],
+        Stmt::FilterBlock(part) => vec![&part.body],
+        Stmt::Block(part) => vec![&part.body],
+        Stmt::Macro(part) => vec![&part.body],
+        Stmt::CallBlock(part) => vec![&part.macro_decl.body],
+        _ => Vec::new(),
+    }
+}
+
+/// Returns the expressions inside an expression.
+fn children<'s, 'a>(expression: &'s Expr<'a>) -> Vec<&'s Expr<'a>> {
+    match expression {
+        Expr::Var(_) | Expr::Const(_) => Vec::new(),
+        Expr::Slice(part) => {
+            [&part.expr].into_iter().chain(&part.start).chain(&part.stop).chain(&part.step).collect()
+        }
+        Expr::UnaryOp(part) => vec![&part.expr],
+        Expr::BinOp(part) => vec![&part.left, &part.right],
+        Expr::Compare(part) => [&part.expr].into_iter().chain(part.ops.iter().map(|op| &op.expr)).collect(),
+        Expr::IfExpr(part) => {
+            [&part.test_expr, &part.true_expr].into_iter().chain(&part.false_expr).collect()
+        }
+        Expr::Filter(part) => part.expr.iter().chain(part.args.iter().map(argument)).collect(),
+        Expr::Test(part) => arguments(&part.expr, &part.args),
+        Expr::GetAttr(part) => vec![&part.expr],
+        Expr::GetItem(part) => vec![&part.expr, &part.subscript_expr],
+        Expr::Call(part) => arguments(&part.expr, &part.args),
+        Expr::List(part) => part.items.iter().collect(),
+        Expr::Tuple(part) => part.items.iter().collect(),
+        Expr::Map(part) => part.keys.iter().chain(&part.values).collect(),
+    }
+}
+
+fn arguments<'s, 'a>(first: &'s Expr<'a>, rest: &'s [CallArg<'a>]) -> Vec<&'s Expr<'a>> {
+    [first].into_iter().chain(rest.iter().map(argument)).collect()
+}
+
+fn argument<'s, 'a>(argument: &'s CallArg<'a>) -> &'s Expr<'a> {
+    match argument {
+        CallArg::Pos(value)
+        | CallArg::Kwarg(_, value)
+        | CallArg::PosSplat(value)
+        | CallArg::KwargSplat(value) => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minijinja::value::Serde;
+
+    use super::*;
+
+    fn known(place: Place) -> Known {
+        Known::new(place, &["mem", "name", "packages"].map(str::to_owned).into())
+    }
+
+    fn problems(source: &str, place: Place) -> Vec<(String, String)> {
+        match inspect(source, place, &known(place)) {
+            Ok(found) => found
+                .problems
+                .into_iter()
+                .map(|problem| (source[problem.range].to_owned(), problem.message))
+                .collect(),
+            Err(problem) => {
+                vec![(source.get(problem.range).unwrap_or_default().to_owned(), problem.message)]
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_found_in_every_branch() {
+        let source =
+            "{% if false %}{{ var.nope }}{% else %}{{ forge.urk }}{% endif %}{{ foo }}{{ var['mem'] }}";
+        let found = problems(source, Place::SeedFile);
+        let expected = [
+            ("var.nope", "unknown variable `nope`"),
+            ("forge.urk", "`forge` has no `urk`"),
+            ("foo", "unknown name `foo`"),
+        ];
+        let expected: Vec<_> = expected.map(|(at, text)| (at.to_owned(), text.to_owned())).into();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn names_that_the_template_sets_are_known() {
+        let source = "{% for p in var.packages %}{{ loop.index }}{{ p }}{% endfor %}{% set x = 1 %}{{ x }}\
+                      {% macro m(a) %}{{ a }}{% endmacro %}{{ m(1) }}{{ range(3) | list }}";
+        assert_eq!(problems(source, Place::StepFile), []);
+        assert_eq!(problems("{{ forge.url }}", Place::StepFile)[0].1, "unknown name `forge`");
+    }
+
+    #[test]
+    fn uses_tell_which_variables_matter() {
+        let uses = |source: &str| inspect(source, Place::String, &known(Place::String)).unwrap().uses;
+        assert_eq!(uses("{{ var.mem }}{{ var['name'] }}").names.len(), 2);
+        assert!(!uses("{{ var.mem }}").all);
+        assert!(uses("{{ var | toyaml }}").all);
+    }
+
+    #[test]
+    fn a_lone_expression_keeps_its_type() {
+        let context = Value::from(Serde(serde_json::json!({"var": {"mem": 4096, "name": "x"}})));
+        for (source, expected) in [
+            ("{{ var.mem }}", Value::from(4096)),
+            ("{{- var.mem * 2 -}}", Value::from(8192)),
+            ("{{ var.mem == 1 }}", Value::from(false)),
+            ("{{ [1, 2] }}", Value::from(vec![1, 2])),
+        ] {
+            let lone = inspect(source, Place::String, &known(Place::String)).unwrap().lone.unwrap();
+            assert_eq!(evaluate(source, &lone, &context).unwrap(), expected, "{source}");
+        }
+        let not_lone = inspect("{{ var.mem }}{{ var.mem }}", Place::String, &known(Place::String)).unwrap();
+        assert!(not_lone.lone.is_none());
+    }
+
+    #[test]
+    fn bash_is_left_alone_in_strings() {
+        let source = "echo ${#list[@]} {{ var.name }} {# not a comment #}\n";
+        let context = Value::from(Serde(serde_json::json!({"var": {"name": "x"}})));
+        let rendered = render(source, Place::String, &context).unwrap();
+        assert_eq!(rendered, "echo ${#list[@]} x {# not a comment #}\n");
+    }
+
+    #[test]
+    fn filters_quote() {
+        let context = Value::from(Serde(serde_json::json!({
+            "var": {"name": "it's", "list": ["a b", "c"], "map": {"k": [1, "é\n"]}}
+        })));
+        for (source, expected) in [
+            ("{{ var.name | shquote }}", r"'it'\''s'"),
+            ("{{ var.list | shquote }}", "'a b' 'c'"),
+            ("{{ var.map | toyaml }}", r#"{"k":[1,"é\n"]}"#),
+            ("{{ true }} {{ 3 }}", "true 3"),
+        ] {
+            assert_eq!(render(source, Place::SeedFile, &context).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_breaks_while_rendering_has_a_place() {
+        let context = Value::from(Serde(serde_json::json!({"var": {"mem": 1, "name": "x"}})));
+        let source = "a\n{{ var.name.nope.more }}";
+        let found = render(source, Place::SeedFile, &context).unwrap_err();
+        assert!(source[found.range.clone()].contains("nope"), "{found:?}");
+        let found = render("{{ var.name | shqote }}", Place::SeedFile, &context).unwrap_err();
+        assert_eq!(found.help.as_deref(), Some("did you mean `shquote`?"));
+    }
+}

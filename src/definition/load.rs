@@ -1,0 +1,490 @@
+//! The way from files to a checked definition.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::anyhow;
+use serde_json::{Value as Json, json};
+
+use super::diagnostics::{Diagnostics, Finding, Findings, Span, did_you_mean};
+use super::expression::{self, Known, Place};
+use super::files::{FileReference, Gatherer, key_file, read_text, report_problems};
+use super::model::{DEFINITION_VERSION, Definition, PROFILE_VERSION, Profile, QemuProfile};
+use super::render::{Renderer, context, file_context, variables_json};
+use super::root::Root;
+use super::shape::{Checker, DEFINITION, PROFILE};
+use super::tree::{Entry, Node, Value, merge, parse_toml};
+use super::variables::{Inputs, Resolved, ResolvedVariable, VariableValue, declare, resolve};
+use super::{Secret, rules};
+use crate::failure::{Failure, Kind};
+
+/// The name of the builder profile that is there without a file.
+pub const LOCAL_PROFILE: &str = "qemu";
+
+/// A definition that holds, with what it was made of.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The name of its folder in `templates/`.
+    pub name: String,
+    /// The definition with every value in its place, secrets too: never show or write it.
+    pub definition: Definition,
+    /// The same with secrets masked, for people, manifests and digests.
+    pub shown: Definition,
+    /// The variables with their values.
+    pub variables: BTreeMap<String, ResolvedVariable>,
+    /// The files that it refers to.
+    pub files: Vec<FileReference>,
+}
+
+impl Loaded {
+    /// Returns the secrets that are set, for hiding them in what guests print.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.variables.values().filter_map(|variable| match &variable.value {
+            VariableValue::Secret(secret) if secret.is_set() => Some(secret),
+            _ => None,
+        })
+    }
+}
+
+/// What a folder in `templates/` turned out to be.
+#[derive(Debug)]
+pub enum Checked {
+    /// A template that can be built.
+    Complete(Box<Loaded>),
+    /// A template that only serves to be extended.
+    Abstract,
+}
+
+/// Loads a template that is to be built.
+///
+/// # Errors
+/// Kind `Definition` with [`Diagnostics`] when something is wrong in its files; kind `Usage` when
+/// there is no such template, or it is abstract.
+pub fn load(root: &Root, name: &str, inputs: &Inputs) -> Result<Loaded, Failure> {
+    match check(root, name, inputs, &BTreeSet::new())? {
+        Checked::Complete(loaded) => Ok(*loaded),
+        Checked::Abstract => {
+            let error = anyhow!("template `{name}` is abstract: it only serves to be extended");
+            Err(Failure::new(Kind::Usage, error).hint("name a template that extends it"))
+        }
+    }
+}
+
+/// Checks a template. `elsewhere` are variables that other templates of the same run declare, so
+/// that `--var` may name them.
+///
+/// # Errors
+/// As [`load`].
+pub fn check(
+    root: &Root,
+    name: &str,
+    inputs: &Inputs,
+    elsewhere: &BTreeSet<String>,
+) -> Result<Checked, Failure> {
+    if !root.templates()?.iter().any(|template| template == name) {
+        return Err(root.no_template(name));
+    }
+    let mut loader = Loader { root, findings: Findings::default(), texts: BTreeMap::new() };
+    let checked = loader.check(name, inputs, elsewhere);
+    match (loader.findings.into_diagnostics(), checked) {
+        (None, Some(checked)) => Ok(checked),
+        (Some(diagnostics), _) => Err(Failure::new(Kind::Definition, diagnostics)),
+        (None, None) => {
+            Err(Failure::new(Kind::Unexpected, anyhow!("template `{name}` was refused without a reason")))
+        }
+    }
+}
+
+/// Returns the names of the variables that a template and those it extends declare.
+///
+/// What cannot be read counts as none: [`check`] says what is wrong with it.
+#[must_use]
+pub fn variable_names(root: &Root, name: &str) -> BTreeSet<String> {
+    let mut loader = Loader { root, findings: Findings::default(), texts: BTreeMap::new() };
+    let chain = loader.chain(name).unwrap_or_default();
+    let tables = chain.iter().filter_map(|link| link.node.get("variables"));
+    tables.flat_map(|table| table.entries().iter().map(|entry| entry.key.clone())).collect()
+}
+
+/// Loads a builder profile; `qemu` is there even without a file.
+///
+/// # Errors
+/// Kind `Definition` with [`Diagnostics`] when something is wrong in it; kind `Usage` when there
+/// is none of that name.
+pub fn load_profile(root: &Root, name: &str) -> Result<Profile, Failure> {
+    let names = root.profiles()?;
+    if !names.iter().any(|profile| profile == name) {
+        return if name == LOCAL_PROFILE { Ok(local_profile()) } else { Err(no_profile(name, &names)) };
+    }
+    let mut loader = Loader { root, findings: Findings::default(), texts: BTreeMap::new() };
+    let profile = loader.profile(name);
+    match (loader.findings.into_diagnostics(), profile) {
+        (None, Some(profile)) => Ok(profile),
+        (Some(diagnostics), _) => Err(Failure::new(Kind::Definition, diagnostics)),
+        (None, None) => {
+            Err(Failure::new(Kind::Unexpected, anyhow!("profile `{name}` was refused without a reason")))
+        }
+    }
+}
+
+fn local_profile() -> Profile {
+    Profile {
+        schema: PROFILE_VERSION,
+        description: Some("a local QEMU".to_owned()),
+        qemu: Some(QemuProfile::default()),
+        machine: super::MachineOverride::default(),
+        http: super::HttpProfile::default(),
+    }
+}
+
+fn no_profile(name: &str, names: &[String]) -> Failure {
+    let all = names.iter().map(String::as_str).chain([LOCAL_PROFILE]);
+    let hint = did_you_mean(name, all.clone())
+        .unwrap_or_else(|| format!("there are: {}", all.collect::<Vec<_>>().join(", ")));
+    Failure::new(Kind::Usage, anyhow!("no builder profile `{name}`: there is no file builders/{name}.toml"))
+        .hint(hint)
+}
+
+/// A definition's file.
+struct Link {
+    name: String,
+    node: Node,
+}
+
+fn definition_path(name: &str) -> String {
+    format!("templates/{name}/template.toml")
+}
+
+/// One file's way through reading and checking.
+struct Loader<'a> {
+    root: &'a Root,
+    findings: Findings,
+    /// The texts as written, for finding places in strings.
+    texts: BTreeMap<usize, String>,
+}
+
+impl Loader<'_> {
+    fn check(&mut self, name: &str, inputs: &Inputs, elsewhere: &BTreeSet<String>) -> Option<Checked> {
+        let chain = self.chain(name)?;
+        let is_abstract = chain[0].node.bool_at("abstract") == Some(true);
+        let names: Vec<String> = chain.iter().map(|link| link.name.clone()).collect();
+        let mut tree = chain.into_iter().map(|link| link.node).rev().reduce(merge)?;
+
+        let variables = self.take_variables(&mut tree);
+        let declared =
+            variables.as_ref().map(|entry| declare(&entry.node, &mut self.findings)).unwrap_or_default();
+        let known: BTreeSet<String> = declared.iter().map(|variable| variable.name.clone()).collect();
+        let resolved = if is_abstract {
+            Resolved { values: BTreeMap::new(), unknown: known.clone() }
+        } else {
+            resolve(&declared, inputs, elsewhere, &mut self.findings)
+        };
+
+        Renderer::new(&known, &resolved, &self.texts, &mut self.findings).definition(&mut tree);
+        Checker::new(&DEFINITION, !is_abstract, &mut self.findings).check(&mut tree, None);
+        if is_abstract {
+            return (self.findings.count() == 0).then_some(Checked::Abstract);
+        }
+        rules::check(&tree, &mut self.findings);
+        self.check_builder(&tree);
+        let files = self.gather(&mut tree, &names, &known);
+        if self.findings.count() > 0 {
+            return None;
+        }
+        without_impossible_iothreads(&mut tree);
+        if let (Some(entry), Value::Table(entries)) = (variables, &mut tree.value) {
+            entries.push(entry);
+        }
+        let loaded = self.finish(name, &tree, resolved, files)?;
+        self.try_files(&loaded);
+        (self.findings.count() == 0).then(|| Checked::Complete(Box::new(loaded)))
+    }
+
+    /// Takes the variables out of the tree: they are checked first and are not rendered.
+    fn take_variables(&mut self, tree: &mut Node) -> Option<Entry> {
+        let mut entry = tree.remove("variables")?;
+        Checker::new(&DEFINITION, true, &mut self.findings).check(&mut entry.node, Some("variables"));
+        Some(entry)
+    }
+
+    /// Reads a template and those it extends, nearest first; `None` when one cannot be used.
+    fn chain(&mut self, name: &str) -> Option<Vec<Link>> {
+        let mut chain: Vec<Link> = Vec::new();
+        let mut next = name.to_owned();
+        let mut whole = true;
+        loop {
+            let file = self.read(&definition_path(&next), DEFINITION_VERSION);
+            let Some(node) = file else {
+                whole = false;
+                break;
+            };
+            let parent = node.get("extends").cloned();
+            chain.push(Link { name: next, node });
+            let Some(parent) = parent else { break };
+            let Some(parent_name) = parent.text() else { break };
+            if let Some(finding) = self.refuse_parent(parent_name, parent.span, &chain) {
+                self.findings.push(finding);
+                whole = false;
+                break;
+            }
+            next = parent_name.to_owned();
+        }
+        whole.then_some(chain)
+    }
+
+    fn refuse_parent(&self, parent: &str, span: Span, chain: &[Link]) -> Option<Finding> {
+        if expression::is_template(parent) {
+            let finding = Finding::new(span, "`extends` must be a plain name");
+            return Some(finding.help("it is read before variables have values"));
+        }
+        if let Some(start) = chain.iter().position(|link| link.name == parent) {
+            let files: Vec<String> = chain[start..]
+                .iter()
+                .map(|link| link.name.as_str())
+                .chain([parent])
+                .map(definition_path)
+                .collect();
+            let finding = Finding::new(span, "`extends` goes round in a circle");
+            return Some(finding.help(files.join(" → ")));
+        }
+        let names = self.root.templates().unwrap_or_default();
+        if names.iter().any(|name| name == parent) {
+            return None;
+        }
+        let others = names.iter().map(String::as_str).filter(|name| *name != chain[0].name);
+        let help = did_you_mean(parent, others.clone()).unwrap_or_else(|| {
+            let others: Vec<&str> = others.collect();
+            if others.is_empty() {
+                "there is no other template yet".to_owned()
+            } else {
+                format!("there are: {}", others.join(", "))
+            }
+        });
+        Some(Finding::new(span, format!("there is no template `{parent}` to extend")).help(help))
+    }
+
+    /// Reads a TOML file of a format version that this forge knows.
+    fn read(&mut self, path: &str, version: u32) -> Option<Node> {
+        let text = match read_text(&self.root.path().join(path)) {
+            Ok(text) => text,
+            Err(problem) => {
+                let file = self.findings.add_text(path, problem.shown);
+                let span = Span::new(file, problem.at..problem.at + 1);
+                self.findings.push(Finding::new(span, problem.message));
+                return None;
+            }
+        };
+        let file = self.findings.add_text(path, text.clone());
+        let mut node = parse_toml(&text, file, &mut self.findings)?;
+        self.texts.insert(file, text);
+        let start = Span::new(file, 0..0);
+        if node.entries().is_empty() {
+            let help =
+                format!("it begins with `schema = {version}`; `forge schema` prints all that can follow");
+            self.findings.push(Finding::new(start, "the file is empty").help(help));
+            return None;
+        }
+        self.check_version(&mut node, version, start)
+    }
+
+    /// Refuses a format that this forge does not know: everything else in it may mean something else.
+    fn check_version(&mut self, node: &mut Node, version: u32, start: Span) -> Option<Node> {
+        let finding = match node.get("schema") {
+            None => {
+                let finding = Finding::new(start, "missing key `schema` at the top level");
+                self.findings.push(finding.help(format!("`schema = {version}`, the version of this format")));
+                let schema = Entry {
+                    key: "schema".to_owned(),
+                    key_span: start,
+                    node: Node::new(Value::Unknown, start),
+                };
+                if let Value::Table(entries) = &mut node.value {
+                    entries.push(schema);
+                }
+                return Some(node.clone());
+            }
+            Some(Node { value: Value::Integer(given), .. }) if *given == i64::from(version) => {
+                return Some(node.clone());
+            }
+            Some(schema @ Node { value: Value::Integer(given), .. }) if *given > i64::from(version) => {
+                let message = format!("this is format {given}, and this forge reads format {version}");
+                Finding::new(schema.span, message).help("a newer forge reads it")
+            }
+            Some(schema @ Node { value: Value::Integer(given), .. }) => Finding::new(
+                schema.span,
+                format!("there is no format {given}: this forge reads format {version}"),
+            ),
+            Some(_) => return Some(node.clone()),
+        };
+        self.findings.push(finding);
+        None
+    }
+
+    /// The profile that the template asks for must be there.
+    fn check_builder(&mut self, tree: &Node) {
+        let Some(builder) = tree.get("builder") else { return };
+        let Some(name) = builder.text() else { return };
+        let names = self.root.profiles().unwrap_or_default();
+        if name == LOCAL_PROFILE || names.iter().any(|profile| profile == name) {
+            return;
+        }
+        let all = names.iter().map(String::as_str).chain([LOCAL_PROFILE]);
+        let help = did_you_mean(name, all.clone())
+            .unwrap_or_else(|| format!("there are: {}", all.collect::<Vec<_>>().join(", ")));
+        let message = format!("there is no builder profile `{name}`");
+        self.findings.push(Finding::new(builder.span, message).help(help));
+    }
+
+    fn gather(
+        &mut self,
+        tree: &mut Node,
+        chain: &[String],
+        variables: &BTreeSet<String>,
+    ) -> Vec<FileReference> {
+        let mut gatherer = Gatherer {
+            root: self.root,
+            chain,
+            step_names: Known::new(Place::StepFile, variables),
+            seed_names: Known::new(Place::SeedFile, variables),
+            findings: &mut self.findings,
+            files: Vec::new(),
+        };
+        gatherer.gather(tree);
+        let mut files = gatherer.files;
+        if let Some(key) = node_at(tree, &["source", "checksums", "key"]) {
+            let definition = self.findings.name(key.span.file).to_owned();
+            if let Some(path) = key_file(self.root, key, &definition, &mut self.findings) {
+                key.value = Value::String(path.clone());
+                files.push(FileReference::key(path));
+            }
+        }
+        files
+    }
+
+    fn finish(
+        &mut self,
+        name: &str,
+        tree: &Node,
+        resolved: Resolved,
+        files: Vec<FileReference>,
+    ) -> Option<Loaded> {
+        let real: Result<Definition, _> = serde_json::from_value(tree.to_json(false));
+        let shown: Result<Definition, _> = serde_json::from_value(tree.to_json(true));
+        match (real, shown) {
+            (Ok(definition), Ok(shown)) => {
+                Some(Loaded { name: name.to_owned(), definition, shown, variables: resolved.values, files })
+            }
+            // The shape comes from the same structs, so this is a gap in the checks above.
+            (Err(error), _) | (_, Err(error)) => {
+                self.findings.push(Finding::new(tree.span.within(&(0..0)), error.to_string()));
+                None
+            }
+        }
+    }
+
+    /// Renders every `*.j2` file once, with secrets masked and made-up addresses: what breaks
+    /// then would break in the middle of a build.
+    fn try_files(&mut self, loaded: &Loaded) {
+        let variables = variables_json(&loaded.variables, true);
+        let forge = json!({
+            "url": "http://192.0.2.1:8000/token/",
+            "report_url": "http://192.0.2.1:8000/token/report",
+            "logs_url": "http://192.0.2.1:8000/token/logs",
+        });
+        let seed = context(&file_context(&loaded.definition, variables.clone(), Some(forge)));
+        let step = context(&file_context(&loaded.definition, variables, None));
+        for file in &loaded.files {
+            let Ok(text) = read_text(&self.root.path().join(&file.path)) else { continue };
+            let (place, values) = match file.served_as {
+                Some(_) => (Place::SeedFile, &seed),
+                None => (Place::StepFile, &step),
+            };
+            if !file.is_rendered() {
+                self.check_yaml(file, &file.path, &text);
+                continue;
+            }
+            match expression::render(&text, place, values) {
+                Ok(rendered) => self.check_yaml(file, &format!("{} (rendered)", file.path), &rendered),
+                Err(problem) => report_problems(&file.path, &text, vec![problem], &mut self.findings),
+            }
+        }
+    }
+
+    /// Seed files that call themselves YAML must be.
+    fn check_yaml(&mut self, file: &FileReference, name: &str, text: &str) {
+        let is_yaml = file.served_as.as_deref().is_some_and(|name| {
+            std::path::Path::new(name).extension().is_some_and(|ending| ending == "yaml" || ending == "yml")
+        });
+        if !is_yaml {
+            return;
+        }
+        if let Err(error) = serde_saphyr::from_str::<Json>(text) {
+            let error = error.without_snippet();
+            let location = error.location();
+            let line = location.as_ref().map_or(1, |found| found.line()) as usize;
+            let column = location.as_ref().map_or(1, |found| found.column()) as usize;
+            let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+            let at = start
+                + text[start..].chars().take(column.saturating_sub(1)).map(char::len_utf8).sum::<usize>();
+            let reason = error.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+            let number = self.findings.add_text(name, text);
+            self.findings.push(
+                Finding::new(Span::new(number, at..at + 1), format!("not valid YAML: {reason}"))
+                    .label("here"),
+            );
+        }
+    }
+
+    fn profile(&mut self, name: &str) -> Option<Profile> {
+        let mut tree = self.read(&format!("builders/{name}.toml"), PROFILE_VERSION)?;
+        Checker::new(&PROFILE, true, &mut self.findings).check(&mut tree, None);
+        rules::check_profile(&tree, &mut self.findings);
+        if self.findings.count() > 0 {
+            return None;
+        }
+        match serde_json::from_value(tree.to_json(false)) {
+            Ok(profile) => Some(profile),
+            Err(error) => {
+                self.findings.push(Finding::new(tree.span.within(&(0..0)), error.to_string()));
+                None
+            }
+        }
+    }
+}
+
+fn node_at<'a>(tree: &'a mut Node, path: &[&str]) -> Option<&'a mut Node> {
+    path.iter().try_fold(tree, |node, key| match &mut node.value {
+        Value::Table(entries) => {
+            entries.iter_mut().find(|entry| entry.key == *key).map(|entry| &mut entry.node)
+        }
+        _ => None,
+    })
+}
+
+/// Disks have an I/O thread by default, but for those that cannot.
+fn without_impossible_iothreads(tree: &mut Node) {
+    let single = tree.get("machine").and_then(|machine| machine.text_at("scsi_controller"))
+        == Some("virtio-scsi-single");
+    let Some(Node { value: Value::Array(disks), .. }) = node_at(tree, &["machine", "disk"]) else { return };
+    for disk in disks {
+        let can = match disk.text_at("bus") {
+            Some("sata") => false,
+            Some("scsi") => single,
+            _ => true,
+        };
+        let span = disk.span;
+        if !can
+            && !disk.has("iothread")
+            && let Value::Table(entries) = &mut disk.value
+        {
+            let node = Node::new(Value::Bool(false), span);
+            entries.push(Entry { key: "iothread".to_owned(), key_span: span, node });
+        }
+    }
+}
+
+/// Returns the diagnostics in a failure, when it is one of a definition.
+#[must_use]
+pub fn diagnostics(failure: &Failure) -> Option<&Diagnostics> {
+    failure.error.downcast_ref::<Diagnostics>()
+}
