@@ -1,9 +1,15 @@
 //! The command line: one file a verb.
 
+pub mod build;
+pub mod common;
 pub mod completions;
 pub mod doctor;
+pub mod list;
 pub mod man;
+pub mod plan;
+pub mod schema;
 pub mod signals;
+pub mod validate;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -67,6 +73,16 @@ impl Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Build templates: install, provision, check, seal and prove them
+    Build(build::Args),
+    /// Check definitions and builder profiles, offline
+    Validate(validate::Args),
+    /// Show what a build would do, with its inputs and its digest
+    Plan(plan::Args),
+    /// List the templates
+    List(list::Args),
+    /// Print the JSON Schema of a file format
+    Schema(schema::Args),
     /// Tell whether this machine can build, and what to install if not
     Doctor(doctor::Args),
     /// Print the completion script of a shell
