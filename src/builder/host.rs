@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use crate::definition::{self, Accelerator, DiskFormat, Firmware as Wanted, Profile};
 use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::qemu::Error;
 use crate::qemu::accel::{self, Accel};
 use crate::qemu::firmware::{self, Ovmf};
 use crate::qemu::spec::{self, Boot, Firmware, MachineSpec, OnReset, SerialNumber, UserNet, cpu_model};
-use crate::qemu::Error;
 
 /// How much longer a guest may take for everything when it is emulated.
 const TCG_PATIENCE: u32 = 4;

@@ -200,7 +200,9 @@ impl Seen {
     fn during(&self) -> String {
         match (self.progress.stage(), self.answers) {
             (Some(stage), _) => format!("while {stage}"),
-            (None, true) => "after the answers were fetched and before the installer reported anything".to_owned(),
+            (None, true) => {
+                "after the answers were fetched and before the installer reported anything".to_owned()
+            }
             (None, false) => "before anything was fetched".to_owned(),
         }
     }

@@ -133,7 +133,10 @@ fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
             if name != "work" {
                 copy_logs(&path, &to.join(name))?;
             }
-        } else if path.extension().is_some_and(|ending| ["jsonl", "log", "txt"].iter().any(|it| ending == *it)) {
+        } else if path
+            .extension()
+            .is_some_and(|ending| ["jsonl", "log", "txt"].iter().any(|it| ending == *it))
+        {
             fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
             fs::copy(&path, to.join(name)).with_context(context)?;
         }

@@ -40,10 +40,7 @@ pub async fn identity(guest: &dyn Communicator) -> Result<Identity, Communicator
     let script = "cat /etc/machine-id; cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub 2>/dev/null || echo";
     let text = guest.exec(&Exec::shell(script)).await?.text();
     let mut lines = text.lines().map(|line| line.trim().to_owned());
-    Ok(Identity {
-        machine_id: lines.next().unwrap_or_default(),
-        host_key: lines.next().unwrap_or_default(),
-    })
+    Ok(Identity { machine_id: lines.next().unwrap_or_default(), host_key: lines.next().unwrap_or_default() })
 }
 
 /// What is proven.
@@ -91,7 +88,11 @@ impl Drive {
 ///
 /// # Errors
 /// When the clone does not come up or cannot be asked.
-pub async fn prove(subject: &Subject<'_>, drive: Drive, step: &Step<'_>) -> Result<Vec<CheckResult>, Failure> {
+pub async fn prove(
+    subject: &Subject<'_>,
+    drive: Drive,
+    step: &Step<'_>,
+) -> Result<Vec<CheckResult>, Failure> {
     std::fs::create_dir_all(&subject.work).context("making the clone's folder").kind(Kind::Infrastructure)?;
     let key = outside::make_key(&subject.work).await.kind(Kind::Infrastructure)?;
     let seed = clone_seed(subject, &key, drive)?;
@@ -127,7 +128,11 @@ async fn look(
         "the clone's first boot has ended after {}",
         crate::event::human_duration(started.elapsed())
     ));
-    findings.add("cloud-init ends its first boot without error", matches!(cloud_init.0, 0 | 2), &cloud_init.1);
+    findings.add(
+        "cloud-init ends its first boot without error",
+        matches!(cloud_init.0, 0 | 2),
+        &cloud_init.1,
+    );
     match drive {
         Drive::NoCloud => {
             inside(subject, seed, &agent, &mut findings).await.kind(Kind::Guest)?;
@@ -183,16 +188,20 @@ async fn launch(subject: &Subject<'_>, drive: Drive, seed: &CloneSeed) -> Result
     let proof = &subject.plan.definition.proof;
     let overlay = subject.work.join("clone.qcow2");
     let bytes = subject.bytes + u64::from(proof.grow_gib) * (1 << 30);
-    img::create_overlay(&subject.disk, subject.format, &overlay, Some(bytes)).await.kind(Kind::Infrastructure)?;
+    img::create_overlay(&subject.disk, subject.format, &overlay, Some(bytes))
+        .await
+        .kind(Kind::Infrastructure)?;
     let volume = match drive {
-        Drive::NoCloud => {
-            seed::nocloud_volume(&seed.user_data(), &seed.meta_data(), &seed.network_config())
+        Drive::NoCloud => seed::nocloud_volume(&seed.user_data(), &seed.meta_data(), &seed.network_config()),
+        Drive::ConfigDrive => {
+            seed::config_drive_volume(&seed.user_data(), &seed.instance(), &seed.interfaces())
         }
-        Drive::ConfigDrive => seed::config_drive_volume(&seed.user_data(), &seed.instance(), &seed.interfaces()),
     };
     let volume = volume.kind(Kind::Unexpected)?;
     let cdrom = subject.work.join("cloudinit.iso");
-    std::fs::write(&cdrom, volume).context("writing the clone's cloud-init drive").kind(Kind::Infrastructure)?;
+    std::fs::write(&cdrom, volume)
+        .context("writing the clone's cloud-init drive")
+        .kind(Kind::Infrastructure)?;
     let network = UserNet {
         net: Some(clone::network(seed.address, seed.prefix)),
         // Nobody gets an address that was not asked for: it would hide a static one not taken.
@@ -207,7 +216,9 @@ async fn launch(subject: &Subject<'_>, drive: Drive, seed: &CloneSeed) -> Result
     let mut disks = vec![(overlay, DiskFormat::Qcow2)];
     for (index, disk) in machine.disks.iter().enumerate().skip(1) {
         let path = subject.work.join(format!("disk{index}.qcow2"));
-        img::create(&path, DiskFormat::Qcow2, u64::from(disk.size_gib) << 30).await.kind(Kind::Infrastructure)?;
+        img::create(&path, DiskFormat::Qcow2, u64::from(disk.size_gib) << 30)
+            .await
+            .kind(Kind::Infrastructure)?;
         disks.push((path, DiskFormat::Qcow2));
     }
     let spec = subject
@@ -297,7 +308,8 @@ async fn from_outside(
     let port = machine.forwarded_port(guest_port).await.kind(Kind::Infrastructure)?;
     let host_key = identity(agent).await.kind(Kind::Guest)?.host_key;
     let target = Target { port, host_key, folder: subject.work.clone() };
-    let login = target.login(user, key, Method::Key, "id -un && sudo -n id -un").await.kind(Kind::Infrastructure)?;
+    let login =
+        target.login(user, key, Method::Key, "id -un && sudo -n id -un").await.kind(Kind::Infrastructure)?;
     findings.add(
         &format!("{user} logs in by key on port {guest_port} and has sudo"),
         login == Login::Accepted(format!("{user}\nroot")),
@@ -350,7 +362,11 @@ async fn config_drive(
     findings.add("the ConfigDrive volume is accepted", source_is, &format!("the data source is {source}"));
     findings.add("its hostname is taken", hostname == seed.hostname, &format!("it is {hostname}"));
     let has_key = lines.any(|line| line == seed.public_key);
-    findings.add("its key is given to the user", has_key, if has_key { "it is there" } else { "it is missing" });
+    findings.add(
+        "its key is given to the user",
+        has_key,
+        if has_key { "it is there" } else { "it is missing" },
+    );
     Ok(())
 }
 

@@ -32,8 +32,8 @@ use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Machine};
 use crate::run::{Ending, Run, Step};
-use crate::seed::server::{Content, Reach, Server, ServerEvent, Settings};
 use crate::seed;
+use crate::seed::server::{Content, Reach, Server, ServerEvent, Settings};
 
 /// The name under which the installer's answers are served.
 const ANSWERS: &str = "autoinstall.yaml";
@@ -49,11 +49,14 @@ pub async fn build(
     run: &Run,
 ) -> Result<PathBuf, Failure> {
     let host = Host::find(&plan.builder.profile, &plan.machine)?;
-    let staging = workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
+    let staging =
+        workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
     register_folders(run, workspace, &staging, &options.keeper);
 
     let media = run
-        .step("fetch", "getting the installer medium", Worker::Hash, async |step| fetch_media(plan, step).await)
+        .step("fetch", "getting the installer medium", Worker::Hash, async |step| {
+            fetch_media(plan, step).await
+        })
         .await?;
     let mut seed = run
         .step("seed", "preparing the installer's answers", Worker::Forge, async |step| {
@@ -161,9 +164,8 @@ async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, Failure> {
     let mut images = Vec::new();
     for (location, expected) in media(plan)? {
         let show = |progress: fetch::Progress| show_fetch(step, progress);
-        let image = fetch::image(&location, &plan.root, &expected, &cache, &show)
-            .await
-            .map_err(fetch_failure)?;
+        let image =
+            fetch::image(&location, &plan.root, &expected, &cache, &show).await.map_err(fetch_failure)?;
         if let Some(signer) = &image.signed_by {
             step.note(format!("its checksum is signed by {signer}"));
         }
@@ -243,11 +245,8 @@ async fn prepare_seed(plan: &Plan, workspace: &Workspace, step: &Step<'_>) -> Re
         })
         .kind(Kind::Definition)?;
     let (server, events) = Server::start(settings).await.kind(Kind::Infrastructure)?;
-    let urls = ForgeUrls {
-        url: server.url(""),
-        report_url: server.report_url(),
-        logs_url: server.logs_url(),
-    };
+    let urls =
+        ForgeUrls { url: server.url(""), report_url: server.report_url(), logs_url: server.logs_url() };
     let files = plan.render_seed(&urls)?;
     let transport = plan.definition.seed.transport;
     let answers = answers(&files)?;
@@ -277,11 +276,13 @@ fn answers(files: &[SeedFile]) -> Result<&str, Failure> {
     let text = std::str::from_utf8(&file.content)
         .with_context(|| format!("reading {} as UTF-8", file.name))
         .kind(Kind::Definition)?;
-    let findings: Vec<_> = seed::autoinstall::lint(text).iter().map(ToString::to_string).collect();
+    let show = |finding: &seed::autoinstall::Finding| format!("line {}: {}", finding.line, finding.message);
+    let findings: Vec<_> = seed::autoinstall::lint(text).iter().map(show).collect();
     if findings.is_empty() {
         return Ok(text);
     }
-    let error = anyhow!("the installer would not take {} as it is rendered: {}", file.name, findings.join("; "));
+    let error =
+        anyhow!("the installer would not take {} as it is rendered: {}", file.name, findings.join("; "));
     Err(Failure::new(Kind::Definition, error))
 }
 
@@ -355,20 +356,24 @@ async fn launch_machine(
     let slot: Arc<Mutex<Option<Arc<Machine>>>> = Arc::default();
     let (for_undo, screenshot) = (Arc::clone(&slot), run.path(format!("{name}.png")));
     let keeper = options.keeper.clone();
-    let undo = run.undo(format!("the machine of `{name}`"), "nothing: it ends with forge", move |ending| async move {
-        let machine = for_undo.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(machine) = machine else { return Ok(()) };
-        if ending == Ending::Failed {
-            // Evidence, as far as it can be had.
-            let _taken = machine.screenshot(&screenshot).await;
-            if keeper.is_wanted() {
-                keeper.keep(machine);
-                return Ok(());
+    let undo = run.undo(
+        format!("the machine of `{name}`"),
+        "nothing: it ends with forge",
+        move |ending| async move {
+            let machine = for_undo.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let Some(machine) = machine else { return Ok(()) };
+            if ending == Ending::Failed {
+                // Evidence, as far as it can be had.
+                let _taken = machine.screenshot(&screenshot).await;
+                if keeper.is_wanted() {
+                    keeper.keep(machine);
+                    return Ok(());
+                }
             }
-        }
-        machine.kill().await;
-        Ok(())
-    });
+            machine.kill().await;
+            Ok(())
+        },
+    );
     let machine = Arc::new(Machine::launch(spec, folder).await.kind(Kind::Infrastructure)?);
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
     Ok((machine, undo))
@@ -426,7 +431,7 @@ impl provision::Bulk for OverHttp<'_> {
     fn offer(&self, content: provision::Content) -> Option<provision::Offer> {
         let name = format!("bulk/{}", uuid::Uuid::new_v4().simple());
         let content = match content {
-            provision::Content::Bytes(bytes) => Content::from(bytes),
+            provision::Content::Bytes(bytes) => Content::Memory(bytes),
             provision::Content::File(path) => Content::from(path),
         };
         let offer = self.0.offer(&name, content).ok()?;
@@ -455,7 +460,9 @@ fn title(step: &definition::Step) -> String {
 fn render(plan: &Plan, path: &Path) -> Result<String, Failure> {
     let path = path.strip_prefix(&plan.root).unwrap_or(path);
     let bytes = plan.render_file(&path.to_string_lossy())?;
-    String::from_utf8(bytes).with_context(|| format!("reading {} as UTF-8", path.display())).kind(Kind::Definition)
+    String::from_utf8(bytes)
+        .with_context(|| format!("reading {} as UTF-8", path.display()))
+        .kind(Kind::Definition)
 }
 
 async fn provision(
@@ -691,7 +698,8 @@ fn manifest(
 fn finish(manifest: &Manifest, run: &Run, workspace: &Workspace, staging: &Staging) -> Result<(), Failure> {
     let logs = staging.partial.join("logs");
     super::copy_logs(&run.folder, &logs).kind(Kind::Infrastructure)?;
-    let mut text = serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
+    let mut text =
+        serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
     text.push(b'\n');
     write_whole(&staging.partial.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)?;
     staging.commit().kind(Kind::Infrastructure)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::Semaphore;
 
-use super::common::Common;
+use super::common::{RootArgs, VarArgs};
 use super::signals;
 use crate::builder::workspace::Workspace;
 use crate::builder::{self, BuildOptions, Keeper, OnError};
@@ -29,9 +29,12 @@ pub struct Args {
     /// The templates to build
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Where the definitions are and what their variables are set to.
+    /// Where the definitions are.
     #[command(flatten)]
-    common: Common,
+    root: RootArgs,
+    /// The values of variables.
+    #[command(flatten)]
+    vars: VarArgs,
     /// Build on this builder: a profile in builders/, or qemu for the local one
     #[arg(long, value_name = "BUILDER")]
     on: Option<String>,
@@ -81,8 +84,8 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
         return Err(Failure::new(Kind::Usage, anyhow!("--out takes the artifact of one template"))
             .hint("build the templates one by one, or leave --out away"));
     }
-    let root = args.common.root()?;
-    let inputs = args.common.inputs();
+    let root = args.root.find()?;
+    let inputs = args.vars.inputs();
     let selection = Selection { only: args.only.clone(), skip: args.skip.clone() };
     let mut plans = Vec::new();
     for name in &args.names {
@@ -143,11 +146,13 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
 
 async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) -> Result<(), Failure> {
     let workspace = Workspace::create(&plan.root).kind(Kind::Infrastructure)?;
-    let journal = Journal::open(&workspace.folder).context("opening the run's journal").kind(Kind::Infrastructure)?;
+    let journal =
+        Journal::open(&workspace.folder).context("opening the run's journal").kind(Kind::Infrastructure)?;
     let journal = Arc::new(journal);
     let sink = Arc::new(Tee(vec![Arc::clone(shared) as Arc<dyn event::Sink>, journal.clone()]));
     let id = workspace.id.clone();
-    let run = Arc::new(Run::new(id, plan.template.clone(), workspace.folder.clone(), sink, shared.cancel.clone()));
+    let run =
+        Arc::new(Run::new(id, plan.template.clone(), workspace.folder.clone(), sink, shared.cancel.clone()));
     shared.runs.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&run));
     run.emit(Event::RunStarted {
         format: event::FORMAT_VERSION,

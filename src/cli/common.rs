@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+pub use super::Format;
 use crate::definition::{Inputs, Root};
 use crate::failure::{Failure, Kind, ResultExt as _};
 
 /// Where the definitions are.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct RootArgs {
-    /// Take DIR as the root, the folder that holds templates/; default: the nearest one upwards
-    #[arg(short = 'C', long = "root", value_name = "DIR")]
+    /// The root, when it is known; else the nearest folder with templates/, upwards.
+    #[arg(skip)]
     pub root: Option<PathBuf>,
 }
 
@@ -70,16 +71,6 @@ fn parse_var(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
-}
-
-/// How a query's answer is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// For people
-    #[default]
-    Human,
-    /// One JSON document
-    Json,
 }
 
 /// How a query answers.

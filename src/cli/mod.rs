@@ -111,7 +111,13 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             .with_context(|| format!("changing to the folder {} (-C)", directory.display()))
             .kind(Kind::Usage)?;
     }
+    let verbosity = cli.global.verbosity();
     match cli.command {
+        Command::Build(args) => build::run(&args, verbosity),
+        Command::Validate(args) => answer(|out| validate::run(&args, out)),
+        Command::Plan(args) => answer(|out| plan::run(&args, out)),
+        Command::List(args) => answer(|out| list::run(&args, out)),
+        Command::Schema(args) => answer(|out| schema::run(&args, out)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
@@ -122,6 +128,14 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// Prints what a query writes, also when it fails: the failure then stands below.
+fn answer(query: impl FnOnce(&mut dyn io::Write) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    let result = query(&mut text);
+    print(&String::from_utf8_lossy(&text))?;
+    result
 }
 
 /// Writes to standard output; a reader that has gone (`forge list | head`) is no failure.
