@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use script::{Script, script};
+pub(crate) use transfer::parse_base64;
 pub use transfer::{Bulk, Content, Offer};
 
 use crate::communicator::{Communicator, CommunicatorError};
@@ -261,7 +262,7 @@ fn mask(cx: &Context<'_>) -> Mask {
 }
 
 /// Returns text as one word of a shell.
-fn shell_quote(text: &str) -> String {
+pub(crate) fn shell_quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
