@@ -90,7 +90,7 @@ pub async fn watch(
                     Err(_) => Err(seen.too_long(limits)),
                 };
             }
-            () = until(fetch_deadline) => return Err(seen.not_fetched(limits)),
+            () = until(fetch_deadline) => return Err(not_fetched(limits)),
             () = until(logs_deadline) => return Err(seen.installer_failed()),
             () = sleep_until(enter), if enter < started + ENTER_UNTIL => {
                 enter += ENTER_EVERY;
@@ -175,19 +175,6 @@ impl Seen {
         }
     }
 
-    fn not_fetched(&self, limits: &Limits) -> Failure {
-        let waited = human_duration(limits.fetch.unwrap_or_default());
-        Failure::new(
-            Kind::Deadline,
-            anyhow!("nothing fetched the installer's answers from {} within {waited}", limits.address),
-        )
-        .hint("the screenshot in the run's folder shows where the guest stands")
-        .hint("a boot menu or a firmware screen: the medium did not boot; check `source.iso` and `machine.firmware`")
-        .hint("a language menu: the seed volume was not found; a question about autoinstall: the stub did not run")
-        .hint("a waiting installer: the guest has no network; check its NIC and DHCP, or use `seed.transport = \"cdrom\"`")
-        .hint("more time: `timeouts.fetch`")
-    }
-
     fn too_long(&self, limits: &Limits) -> Failure {
         let waited = human_duration(limits.install);
         Failure::new(
@@ -206,4 +193,17 @@ impl Seen {
             (None, false) => "before anything was fetched".to_owned(),
         }
     }
+}
+
+fn not_fetched(limits: &Limits) -> Failure {
+    let waited = human_duration(limits.fetch.unwrap_or_default());
+    Failure::new(
+        Kind::Deadline,
+        anyhow!("nothing fetched the installer's answers from {} within {waited}", limits.address),
+    )
+    .hint("the screenshot in the run's folder shows where the guest stands")
+    .hint("a boot menu or a firmware screen: the medium did not boot; check `source.iso` and `machine.firmware`")
+    .hint("a language menu: the seed volume was not found; a question about autoinstall: the stub did not run")
+    .hint("a waiting installer: the guest has no network; check its NIC and DHCP, or use `seed.transport = \"cdrom\"`")
+    .hint("more time: `timeouts.fetch`")
 }

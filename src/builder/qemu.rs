@@ -25,7 +25,7 @@ use crate::communicator::{Communicator, Exec};
 use crate::definition::{self, CheckAt, DiskFormat, Secret, Transport};
 use crate::event::{Unit, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::fetch::{self, Expected};
+use crate::fetch::{self, Expected, FetchError};
 use crate::plan::{ForgeUrls, Plan, PlannedStep, SeedFile};
 use crate::provision::{self, ProvisionError, Script};
 use crate::qemu::img::{self, Conversion};
@@ -160,7 +160,7 @@ impl Media {
 }
 
 async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, Failure> {
-    let cache = fetch::Cache::open().kind(Kind::Infrastructure)?;
+    let cache = fetch::Cache::of_user().kind(Kind::Infrastructure)?;
     let mut images = Vec::new();
     for (location, expected) in media(plan)? {
         let show = |progress: fetch::Progress| show_fetch(step, progress);
@@ -200,8 +200,18 @@ fn last_part(location: &str) -> String {
     location.rsplit('/').next().unwrap_or(location).to_owned()
 }
 
-fn fetch_failure(error: fetch::FetchError) -> Failure {
-    let kind = if error.is_about_the_input() { Kind::Plan } else { Kind::Infrastructure };
+/// Tells inputs that are not what they should be from a machine or network that fails.
+fn fetch_failure(error: FetchError) -> Failure {
+    use FetchError as Error;
+    let kind = match &error {
+        Error::Location { .. } | Error::NoDigest { .. } => Kind::Definition,
+        Error::Unreachable { .. }
+        | Error::Tls { .. }
+        | Error::Space { .. }
+        | Error::Disk { .. }
+        | Error::NoCache => Kind::Infrastructure,
+        _ => Kind::Plan,
+    };
     Failure::new(kind, error)
 }
 
@@ -608,7 +618,7 @@ async fn export(
         .kind(Kind::Infrastructure)?;
     let info = img::info(&target).await.kind(Kind::Infrastructure)?;
     step.worker(Worker::Hash);
-    let (sha256, size) = fetch::sha256_file(&target).await.kind(Kind::Infrastructure)?;
+    let (sha256, size) = fetch::digest(&target).await.kind(Kind::Infrastructure)?;
     Ok(artifact::Disk { file, format: info.format, size, virtual_size: info.virtual_size, sha256 })
 }
 
