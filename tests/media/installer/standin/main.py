@@ -46,6 +46,7 @@ class Installer:
         """Copies the first source to /autoinstall.yaml; False means nobody has answers."""
         self.state.set("CLOUD_INIT_WAIT")
         self.console.say("waiting for cloud-init")
+        threading.Thread(target=import_slow_modules, daemon=True).start()
         subprocess.run(["cloud-init", "status", "--wait"], timeout=600, check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         sources.take_from_cloud_config(valid_keys=cloud_config_keys())
@@ -322,6 +323,12 @@ def check_cloud_config(data):
         validate_cloudconfig_schema(data, get_schema(), strict=True)
     except SchemaValidationError as error:
         raise Refusal(f"Malformed autoinstall in 'user-data' section: {error}") from error
+
+
+def import_slow_modules():
+    """Fetches from a slow medium, during a wait, what is needed after it."""
+    import cloudinit.config.schema  # noqa: F401
+    import yaml  # noqa: F401
 
 
 def sleep_for_ever():
