@@ -76,12 +76,12 @@ pub fn human(plan: &Plan) -> String {
     );
     writeln!(out, "built on {} ({})", plan.builder.name, from_words(plan.builder.from))
         .expect("writing to a string succeeds");
-    section(&mut out, "inputs", plan.inputs.iter().map(input_row).collect());
-    section(&mut out, "machine", machine_rows(plan));
-    section(&mut out, "variables", variable_rows(plan));
-    section(&mut out, "steps", step_rows(plan));
-    section(&mut out, "checks", check_rows(plan));
-    section(&mut out, "then", last_rows(plan));
+    section(&mut out, "inputs", &plan.inputs.iter().map(input_row).collect::<Vec<_>>());
+    section(&mut out, "machine", &machine_rows(plan));
+    section(&mut out, "variables", &variable_rows(plan));
+    section(&mut out, "steps", &step_rows(plan));
+    section(&mut out, "checks", &check_rows(plan));
+    section(&mut out, "then", &last_rows(plan));
     writeln!(out, "\nplan {}", plan.digest).expect("writing to a string succeeds");
     out
 }
@@ -94,12 +94,12 @@ fn from_words(from: &str) -> String {
     }
 }
 
-fn section(out: &mut String, title: &str, rows: Vec<Vec<String>>) {
+fn section(out: &mut String, title: &str, rows: &[Vec<String>]) {
     if rows.is_empty() {
         return;
     }
     write!(out, "\n{title}\n").expect("writing to a string succeeds");
-    for line in columns(&rows).lines() {
+    for line in columns(rows).lines() {
         writeln!(out, "  {line}").expect("writing to a string succeeds");
     }
 }

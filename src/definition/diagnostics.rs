@@ -138,8 +138,9 @@ pub(crate) fn closest<'a>(written: &str, candidates: impl IntoIterator<Item = &'
             let name_plain = plain(name);
             let extends =
                 wanted.len() >= 3 && (name_plain.starts_with(&wanted) || wanted.starts_with(&name_plain));
+            let swapped = strsim::osa_distance(&wanted, &name_plain) <= (wanted.len() / 4).max(1);
             let score = strsim::jaro_winkler(&wanted, &name_plain);
-            (if extends { score.max(0.85) } else { score }, name)
+            (if extends || (swapped && wanted.len() > 1) { score.max(0.85) } else { score }, name)
         })
         .filter(|(score, _)| *score >= 0.82)
         .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -336,7 +337,13 @@ impl Diagnostics {
         let mut out = String::new();
         for diagnostic in &self.list {
             let mut drawn = String::new();
-            handler.render_report(&mut drawn, diagnostic).expect("writing to a string succeeds");
+            if handler.render_report(&mut drawn, diagnostic).is_err() {
+                // miette could not read the place; the finding itself must not be lost.
+                drawn = format!(
+                    "{}:{}:{}: {}",
+                    diagnostic.file, diagnostic.line, diagnostic.column, diagnostic.message
+                );
+            }
             for line in drawn.trim_matches('\n').lines() {
                 out.push_str(line.trim_end());
                 out.push('\n');
@@ -416,5 +423,6 @@ mod tests {
         assert_eq!(closest("disks", names), Some("disk"));
         assert_eq!(closest("firmwear", names), Some("firmware"));
         assert_eq!(closest("colour", names), None);
+        assert_eq!(closest("wbe", ["web", "base"]), Some("web"));
     }
 }

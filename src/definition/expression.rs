@@ -126,13 +126,13 @@ fn to_yaml(value: Value) -> Result<String, minijinja::Error> {
 
 /// The filter `shquote`: a text as one word of POSIX shell, a list as its words.
 #[expect(clippy::needless_pass_by_value, reason = "a filter's signature")]
-fn shell_quote(value: Value) -> Result<String, minijinja::Error> {
+fn shell_quote(value: Value) -> String {
     let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     match value.as_str() {
-        Some(text) => Ok(quote(text)),
+        Some(text) => quote(text),
         None => match value.try_iter() {
-            Ok(items) => Ok(items.map(|item| quote(&item.to_string())).collect::<Vec<_>>().join(" ")),
-            Err(_) => Ok(quote(&value.to_string())),
+            Ok(items) => items.map(|item| quote(&item.to_string())).collect::<Vec<_>>().join(" "),
+            Err(_) => quote(&value.to_string()),
         },
     }
 }
@@ -205,16 +205,42 @@ fn problem(source: &str, error: &minijinja::Error) -> Problem {
     let detail = error.detail().unwrap_or_default();
     let word = source.get(range.clone()).unwrap_or_default().trim();
     let (message, help) = match error.kind() {
-        ErrorKind::SyntaxError => (format!("template syntax: {detail}"), None),
-        ErrorKind::UnknownFilter => (
-            detail.replace("filter ", "unknown filter ").replace(" is unknown", ""),
-            did_you_mean(word.rsplit('|').next().unwrap_or_default().trim(), FILTERS.iter().copied()),
-        ),
+        ErrorKind::SyntaxError => (format!("template syntax: {detail}"), syntax_help(detail)),
+
         ErrorKind::UndefinedError if detail.is_empty() => (format!("`{word}` is not defined"), None),
         kind if detail.is_empty() => (kind.to_string(), None),
         _ => (detail.to_owned(), None),
     };
     Problem { range, message, help }
+}
+
+/// Says how a template that ends too early goes on.
+fn syntax_help(detail: &str) -> Option<String> {
+    let help = match detail {
+        _ if detail.contains("end of input, expected end of variable") => "close it with `}}`",
+        _ if detail.contains("end of input, expected end of block") => {
+            "close it: `{% if … %}` with `{% endif %}`, `{% for … %}` with `{% endfor %}`"
+        }
+        _ if detail.contains("expected end of variable block") => "an expression ends with `}}`",
+        _ => return None,
+    };
+    Some(help.to_owned())
+}
+
+/// Tells whether there is a filter of that name.
+fn is_filter(name: &str) -> bool {
+    match FILES.empty_state().apply_filter(name, &[]) {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::UnknownFilter,
+    }
+}
+
+/// Tells whether there is a test of that name.
+fn is_test(name: &str) -> bool {
+    match FILES.empty_state().perform_test(name, &[]) {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::UnknownTest,
+    }
 }
 
 /// The filters worth suggesting.
@@ -248,7 +274,9 @@ impl<'a> Inspector<'a, '_> {
             _ => {}
         }
         for body in bodies(statement) {
-            body.iter().for_each(|inner| self.collect_locals(inner));
+            for inner in body {
+                self.collect_locals(inner);
+            }
         }
     }
 
@@ -280,7 +308,9 @@ impl<'a> Inspector<'a, '_> {
             self.expression(expression);
         }
         for body in bodies(statement) {
-            body.iter().for_each(|inner| self.statement(inner));
+            for inner in body {
+                self.statement(inner);
+            }
         }
     }
 
@@ -300,7 +330,26 @@ impl<'a> Inspector<'a, '_> {
                     self.expression(key);
                 }
             },
-            other => children(other).into_iter().for_each(|child| self.expression(child)),
+            other => {
+                self.helper(other);
+                for child in children(other) {
+                    self.expression(child);
+                }
+            }
+        }
+    }
+
+    /// Filters and tests must exist.
+    fn helper(&mut self, expression: &Expr<'a>) {
+        let (kind, name, there) = match expression {
+            Expr::Filter(part) => ("filter", part.name, is_filter(part.name)),
+            Expr::Test(part) => ("test", part.name, is_test(part.name)),
+            _ => return,
+        };
+        if !there {
+            let help = did_you_mean(name, FILTERS.iter().copied()).filter(|_| kind == "filter");
+            let message = format!("unknown {kind} `{name}`");
+            self.problems.push(Problem { range: range(expression), message, help });
         }
     }
 
@@ -347,6 +396,9 @@ impl<'a> Inspector<'a, '_> {
             return format!("did you mean `var.{meant}`?");
         }
         let roots: Vec<&str> = self.known.0.keys().copied().collect();
+        if roots == ["var"] {
+            return "only variables are known here, as `var.<name>`".to_owned();
+        }
         did_you_mean(root, roots.iter().copied())
             .unwrap_or_else(|| format!("what is known here begins with {}", one_of(&roots)))
     }
@@ -544,7 +596,14 @@ mod tests {
         let source = "a\n{{ var.name.nope.more }}";
         let found = render(source, Place::SeedFile, &context).unwrap_err();
         assert!(source[found.range.clone()].contains("nope"), "{found:?}");
-        let found = render("{{ var.name | shqote }}", Place::SeedFile, &context).unwrap_err();
-        assert_eq!(found.help.as_deref(), Some("did you mean `shquote`?"));
+    }
+
+    #[test]
+    fn unknown_filters_and_tests_are_found() {
+        let found = inspect("{{ var.name | shqote }}", Place::SeedFile, &known(Place::SeedFile)).unwrap();
+        assert_eq!(found.problems[0].help.as_deref(), Some("did you mean `shquote`?"));
+        let found =
+            problems("{% if var.name is emtpy %}{% endif %}{{ var.name is string }}", Place::SeedFile);
+        assert_eq!(found, [("emtpy".to_owned(), "unknown test `emtpy`".to_owned())]);
     }
 }

@@ -79,7 +79,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ReadProblem> {
         let at = error.utf8_error().valid_up_to();
         let byte = error.as_bytes().get(at).copied().unwrap_or_default();
         ReadProblem {
-            message: format!("not UTF-8: byte 0x{byte:02x} after {at} good ones"),
+            message: format!("not UTF-8: the byte 0x{byte:02x} is no part of a character"),
             shown: String::from_utf8_lossy(error.as_bytes()).into_owned(),
             at,
         }
@@ -180,12 +180,12 @@ impl Gatherer<'_> {
                 self.upload(source, name);
             }
         }
-        match tree.get("seal").and_then(|seal| seal.get("script")) {
-            Some(script) => self.file(script, FileRole::Seal, None),
-            None => {
-                let span = tree.get("seal").map_or(tree.span.within(&(0..0)), |seal| seal.span);
-                self.path(&super::Seal::default().script, span, FileRole::Seal, None);
-            }
+        let seal = tree.get("seal");
+        if let Some(script) = seal.and_then(|seal| seal.get("script")) {
+            self.file(script, FileRole::Seal, None);
+        } else {
+            let span = seal.map_or(tree.span.within(&(0..0)), |seal| seal.span);
+            self.path(&super::Seal::default().script, span, FileRole::Seal, None);
         }
     }
 
@@ -283,16 +283,13 @@ impl Gatherer<'_> {
 
     fn seed(&mut self, tree: &Node) {
         let seed = tree.get("seed");
-        match seed.and_then(|seed| seed.get("autoinstall")) {
-            Some(node) => {
-                if let Some(name) = node.text() {
-                    self.seed_file(name, node.span, FileRole::Autoinstall);
-                }
+        if let Some(node) = seed.and_then(|seed| seed.get("autoinstall")) {
+            if let Some(name) = node.text() {
+                self.seed_file(name, node.span, FileRole::Autoinstall);
             }
-            None => {
-                let span = seed.map_or(tree.span.within(&(0..0)), |seed| seed.span);
-                self.seed_file(&super::Seed::default().autoinstall, span, FileRole::Autoinstall);
-            }
+        } else {
+            let span = seed.map_or(tree.span.within(&(0..0)), |seed| seed.span);
+            self.seed_file(&super::Seed::default().autoinstall, span, FileRole::Autoinstall);
         }
         for node in seed.map_or(&[][..], |seed| seed.list("files")) {
             if let Some(name) = node.text() {

@@ -154,6 +154,17 @@ fn definition_path(name: &str) -> String {
     format!("templates/{name}/template.toml")
 }
 
+/// Reports a circle at the one of its files that sorts first, so that it is the same one whichever
+/// template was asked for.
+fn circle(links: &[Link]) -> Finding {
+    let first = (0..links.len()).min_by_key(|index| &links[*index].name).unwrap_or(0);
+    let around = links.iter().cycle().skip(first).take(links.len() + 1);
+    let files: Vec<String> = around.map(|link| definition_path(&link.name)).collect();
+    let link = &links[first];
+    let span = link.node.get("extends").map_or(link.node.span, |extends| extends.span);
+    Finding::new(span, "`extends` goes round in a circle").help(files.join(" → "))
+}
+
 /// One file's way through reading and checking.
 struct Loader<'a> {
     root: &'a Root,
@@ -226,7 +237,7 @@ impl Loader<'_> {
                 whole = false;
                 break;
             }
-            next = parent_name.to_owned();
+            next = String::from(parent_name);
         }
         whole.then_some(chain)
     }
@@ -237,14 +248,7 @@ impl Loader<'_> {
             return Some(finding.help("it is read before variables have values"));
         }
         if let Some(start) = chain.iter().position(|link| link.name == parent) {
-            let files: Vec<String> = chain[start..]
-                .iter()
-                .map(|link| link.name.as_str())
-                .chain([parent])
-                .map(definition_path)
-                .collect();
-            let finding = Finding::new(span, "`extends` goes round in a circle");
-            return Some(finding.help(files.join(" → ")));
+            return Some(circle(&chain[start..]));
         }
         let names = self.root.templates().unwrap_or_default();
         if names.iter().any(|name| name == parent) {
@@ -269,7 +273,7 @@ impl Loader<'_> {
             Err(problem) => {
                 let file = self.findings.add_text(path, problem.shown);
                 let span = Span::new(file, problem.at..problem.at + 1);
-                self.findings.push(Finding::new(span, problem.message));
+                self.findings.push(Finding::new(span, format!("{path}: {}", problem.message)));
                 return None;
             }
         };
@@ -390,8 +394,8 @@ impl Loader<'_> {
             "report_url": "http://192.0.2.1:8000/token/report",
             "logs_url": "http://192.0.2.1:8000/token/logs",
         });
-        let seed = context(&file_context(&loaded.definition, variables.clone(), Some(forge)));
-        let step = context(&file_context(&loaded.definition, variables, None));
+        let seed = context(&file_context(&loaded.definition, &variables, Some(&forge)));
+        let step = context(&file_context(&loaded.definition, &variables, None));
         for file in &loaded.files {
             let Ok(text) = read_text(&self.root.path().join(&file.path)) else { continue };
             let (place, values) = match file.served_as {
@@ -420,8 +424,8 @@ impl Loader<'_> {
         if let Err(error) = serde_saphyr::from_str::<Json>(text) {
             let error = error.without_snippet();
             let location = error.location();
-            let line = location.as_ref().map_or(1, |found| found.line()) as usize;
-            let column = location.as_ref().map_or(1, |found| found.column()) as usize;
+            let line = location.as_ref().map_or(1, serde_saphyr::Location::line) as usize;
+            let column = location.as_ref().map_or(1, serde_saphyr::Location::column) as usize;
             let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
             let at = start
                 + text[start..].chars().take(column.saturating_sub(1)).map(char::len_utf8).sum::<usize>();
@@ -429,8 +433,10 @@ impl Loader<'_> {
             let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
             let number = self.findings.add_text(name, text);
             self.findings.push(
-                Finding::new(Span::new(number, at..at + 1), format!("not valid YAML: {reason}"))
-                    .label("here"),
+                Finding::new(Span::new(number, at..at + 1), format!("not valid YAML: {reason}")).maybe_help(
+                    file.is_rendered()
+                        .then(|| "write values as `{{ … | toyaml }}`, which quotes them".to_owned()),
+                ),
             );
         }
     }

@@ -126,7 +126,8 @@ pub struct Template {
     /// Its VMID, 100 to 999999999.
     #[schemars(range(min = 100, max = 999_999_999))]
     pub vmid: u32,
-    /// The release it is made of, such as `24.04.3`; names the artifact's folder.
+    /// The release it is made of, such as `24.04.3`: letters, digits, `.`, `_` and `-`; names the
+    /// artifact's folder.
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"))]
     pub release: String,
     /// Notes shown in Proxmox.
@@ -378,7 +379,7 @@ pub enum DiskFormat {
 pub struct Nic {
     /// The model.
     pub model: NicModel,
-    /// A fixed MAC address; one of the run's own by default.
+    /// A fixed MAC address, such as `52:54:00:12:34:56`; one of the run's own by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$"))]
     pub mac: Option<String>,
@@ -413,7 +414,8 @@ pub struct Cdrom {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
-    /// Its name, unique in the template; `--only` and `--skip` take it.
+    /// Its name, unique in the template: lower-case letters, digits and `-`; `--only` and `--skip`
+    /// take it.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9-]{0,62}$"))]
     pub name: String,
     /// Whether it runs at all.

@@ -26,7 +26,7 @@ pub(crate) fn variables_json(variables: &BTreeMap<String, ResolvedVariable>, mas
 }
 
 /// Returns what a `*.j2` file may use.
-pub(crate) fn file_context(definition: &Definition, variables: Json, forge: Option<Json>) -> Json {
+pub(crate) fn file_context(definition: &Definition, variables: &Json, forge: Option<&Json>) -> Json {
     let machine = serde_json::to_value(&definition.machine).expect("a machine is JSON");
     let template = &definition.template;
     let mut context = json!({
@@ -35,7 +35,7 @@ pub(crate) fn file_context(definition: &Definition, variables: Json, forge: Opti
         "machine": machine,
     });
     if let Some(forge) = forge {
-        context["forge"] = forge;
+        context["forge"] = forge.clone();
     }
     context
 }

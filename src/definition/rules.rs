@@ -57,7 +57,17 @@ impl Rules<'_> {
 
     fn template(&mut self) {
         let Some(template) = self.tree.get("template") else { return };
-        if let Some(name) = template.get("name") {
+        // What is not made of the right characters has been refused by the schema's pattern.
+        if let Some(name) = template.get("name")
+            && name.text().is_some_and(|text| {
+                let edge = |at: Option<char>| at.is_some_and(|c| c.is_ascii_alphanumeric());
+                let inner = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+                text.len() <= 63
+                    && text.chars().all(inner)
+                    && edge(text.chars().next())
+                    && edge(text.chars().last())
+            })
+        {
             self.dns_name("template.name", name);
         }
         self.tags("template.tags", template);
@@ -445,7 +455,7 @@ impl Rules<'_> {
                     .find(|entry| !matches!(entry.key.as_str(), "exists" | "path" | "name"))
             {
                 let message = format!("what does not exist has no `{}`", other.key);
-                self.refuse(other.key_span, message, format!("remove it, or `exists = false`"));
+                self.refuse(other.key_span, message, "remove it, or `exists = false`");
             }
             if kind == "file" {
                 self.owner(table);

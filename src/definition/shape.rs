@@ -192,7 +192,8 @@ impl<'a> Checker<'a> {
             (Value::String(text), Shape::Text(pattern)) => {
                 if pattern.as_ref().is_some_and(|pattern| !pattern.matches(text)) {
                     let message = format!("`{}` is not valid for {}", shorten(text), self.name());
-                    self.report(node, message, Some(lower_first(doc)));
+                    let help = format_words(doc, text);
+                    self.report(node, message, Some(help));
                 }
             }
             (Value::String(text), Shape::Timeout) => {
@@ -209,7 +210,9 @@ impl<'a> Checker<'a> {
                 }
             }
             (Value::Array(items), Shape::List(shape)) => {
-                items.iter_mut().for_each(|item| self.value(item, shape, doc));
+                for item in items {
+                    self.value(item, shape, doc);
+                }
             }
             (Value::Table(entries), Shape::Map(shape)) => {
                 for entry in entries {
@@ -303,9 +306,7 @@ impl<'a> Checker<'a> {
             (Value::String(_), Shape::List(_)) if node.rendered.is_none() => {
                 Some("put it in brackets: [\"…\"]".to_owned())
             }
-            (Value::String(_), _) if node.rendered.is_some() => {
-                Some("give the variable that type, or convert it with a filter such as `int`".to_owned())
-            }
+            (Value::String(_), _) if node.rendered.is_some() => conversion_words(shape),
             (Value::Integer(_), Shape::Text(_)) => Some("put it in quotes".to_owned()),
             (Value::Integer(_), Shape::Timeout) => {
                 Some("write it with its unit, such as \"90s\" or \"10m\"".to_owned())
@@ -372,6 +373,27 @@ fn shape_words(shape: &Shape) -> &'static str {
     }
 }
 
+/// Returns how an expression comes to give what is wanted.
+fn conversion_words(shape: &Shape) -> Option<String> {
+    let words = match shape {
+        Shape::Integer { .. } => "declare the variable with `type = \"integer\"`, or convert it with `| int`",
+        Shape::Bool => "declare the variable with `type = \"bool\"`, or convert it with `| bool`",
+        Shape::List(_) => "declare the variable with `type = \"list\"`, or split it with `| split(',')`",
+        Shape::Map(_) | Shape::Table(_) => "declare the variable with `type = \"map\"`",
+        _ => return None,
+    };
+    Some(words.to_owned())
+}
+
+/// Returns what a text must look like, from the documentation of its key.
+fn format_words(doc: &str, text: &str) -> String {
+    let words = lower_first(doc);
+    if words.contains("hexadecimal digits") {
+        return format!("{words}; this has {} characters", text.chars().count());
+    }
+    words
+}
+
 fn range_words(min: i64, max: i64) -> String {
     match (min, max) {
         (0, max) if max >= i64::from(u32::MAX) => "0 or more".to_owned(),
@@ -390,7 +412,7 @@ fn lower_first(text: &str) -> String {
     let text = text.trim_end_matches('.');
     let mut characters = text.chars();
     match characters.next() {
-        Some(first) if text.chars().nth(1).is_some_and(char::is_lowercase) => {
+        Some(first) if text.chars().nth(1).is_some_and(|second| second.is_lowercase() || second == ' ') => {
             first.to_lowercase().chain(characters).collect()
         }
         _ => text.to_owned(),

@@ -171,6 +171,11 @@ fn syntax_finding(text: &str, file: usize, error: &toml::de::Error) -> Finding {
         "string values must be quoted, expected literal string" => {
             ("text must stand in quotes".to_owned(), Some("write it as \"text\"".to_owned()))
         }
+        other if other.starts_with("invalid") && other.contains("string, expected") => {
+            let quote = other.rsplit(' ').next().unwrap_or_default();
+            let help = "begin and end text with the same quotes, on one line; \"\"\" … \"\"\" may span lines";
+            (format!("text does not end: {quote} is missing"), Some(help.to_owned()))
+        }
         other => (other.to_owned(), None),
     };
     Finding::new(span, message).label("not valid TOML").maybe_help(help)
@@ -193,13 +198,14 @@ fn convert(value: &toml::Spanned<DeValue<'_>>, file: usize, findings: &mut Findi
     let value = match value.get_ref() {
         DeValue::String(text) => Value::String(text.clone().into_owned()),
         DeValue::Boolean(value) => Value::Bool(*value),
-        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Value::Integer(number),
-            Err(_) => {
+        DeValue::Integer(number) => {
+            if let Ok(number) = i64::from_str_radix(number.as_str(), number.radix()) {
+                Value::Integer(number)
+            } else {
                 findings.push(Finding::new(span, format!("`{number}` is too large a number")));
                 Value::Unknown
             }
-        },
+        }
         DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Datetime(_) => {
             findings.push(

@@ -108,6 +108,9 @@ fn declare_one(name: &str, span: Span, node: &Node, findings: &mut Findings) -> 
         );
     }
     if !secret && !node.has("secret") && kind == VariableType::String && sounds_secret(name) {
+        if let Some(default) = node.get("default") {
+            findings.mask(default.span);
+        }
         findings.push(Finding::new(span, format!("variable `{name}` sounds like a secret")).help(
             "add `secret = true`, so that its value is never shown; or `secret = false`, if it is none",
         ));
@@ -166,7 +169,7 @@ fn check_secret(name: &str, kind: VariableType, node: &Node, findings: &mut Find
     if let Some(default) = node.get("default") {
         findings.mask(default.span);
         findings.push(
-            Finding::new(default.span, format!("secret `{name}` must not have a default: files are shared"))
+            Finding::new(default.span, format!("secret `{name}` must not have a default for all to read"))
                 .help(format!("give it as FORGE_VAR_{} or in a `--var-file`", name.to_uppercase())),
         );
     }
@@ -277,15 +280,15 @@ fn show(value: &Json) -> String {
 
 /// Returns a node's value when it has the type.
 fn typed(kind: VariableType, node: &Node) -> Result<Json, String> {
-    let right = match (&node.value, kind) {
+    let right = matches!(
+        (&node.value, kind),
         (Value::Unknown, _)
-        | (Value::String(_), VariableType::String)
-        | (Value::Integer(_), VariableType::Integer)
-        | (Value::Bool(_), VariableType::Bool)
-        | (Value::Array(_), VariableType::List)
-        | (Value::Table(_), VariableType::Map) => true,
-        _ => false,
-    };
+            | (Value::String(_), VariableType::String)
+            | (Value::Integer(_), VariableType::Integer)
+            | (Value::Bool(_), VariableType::Bool)
+            | (Value::Array(_), VariableType::List)
+            | (Value::Table(_), VariableType::Map)
+    );
     if right {
         Ok(node.to_json(false))
     } else {
@@ -386,17 +389,16 @@ fn choose(variable: &Declared, given: Option<Given>, findings: &mut Findings) ->
 
 fn not_set(variable: &Declared) -> Finding {
     let name = &variable.name;
-    let mut ways =
-        format!("set it with `--var {name}=…`, a `--var-file` or FORGE_VAR_{}", name.to_uppercase());
-    if let Some(env) = &variable.env {
-        ways.push_str(" or ");
-        ways.push_str(env);
-    }
-    let finding = Finding::new(variable.span, format!("variable `{name}` is not set")).help(ways);
-    match &variable.description {
-        Some(description) => finding.label(description.clone()),
-        None => finding,
-    }
+    let own = format!("FORGE_VAR_{}", name.to_uppercase());
+    let environment = match &variable.env {
+        Some(env) => format!(", {own} or {env}"),
+        None => format!(" or {own}"),
+    };
+    let ways = format!("set it with `--var {name}=…`, a `--var-file`{environment}");
+    Finding::new(variable.span, format!("variable `{name}` is not set")).help(match &variable.description {
+        Some(description) => format!("it is for: {description}; {ways}"),
+        None => ways,
+    })
 }
 
 fn take_environment(
@@ -473,7 +475,7 @@ fn take_file(
         Err(reason) => {
             let file = findings.add_text("command line", format!("--var-file {name}"));
             let span = Span::new(file, "--var-file ".len().."--var-file ".len() + name.len());
-            findings.push(Finding::new(span, format!("variable file {name}: {}", reason.message)));
+            findings.push(Finding::new(span, format!("{name}: {}", reason.message)));
             return;
         }
     };

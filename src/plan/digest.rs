@@ -93,11 +93,11 @@ fn machine(plan: &Plan) -> Json {
 fn variables<'a>(plan: &'a Plan, files: &[&FileReference]) -> BTreeMap<&'a str, &'a Json> {
     let uses: Vec<_> = files.iter().filter_map(|file| file.uses.as_ref()).collect();
     let all = uses.iter().any(|uses| uses.all);
-    let plain = plan.variables.iter().filter_map(|(name, variable)| match &variable.value {
+    let values = plan.variables.iter().filter_map(|(name, variable)| match &variable.value {
         VariableValue::Plain(value) => Some((name, value)),
         VariableValue::Secret(_) => None,
     });
-    plain
+    values
         .filter(|(name, _)| all || uses.iter().any(|uses| uses.names.contains(*name)))
         .map(|(name, value)| (name.as_str(), value))
         .collect()

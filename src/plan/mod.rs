@@ -167,7 +167,11 @@ pub struct SeedFile {
 
 impl fmt::Debug for SeedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SeedFile").field("name", &self.name).field("size", &self.content.len()).finish()
+        f.debug_struct("SeedFile")
+            .field("name", &self.name)
+            .field("size", &self.content.len())
+            .field("is_autoinstall", &self.is_autoinstall)
+            .finish_non_exhaustive()
     }
 }
 
@@ -349,7 +353,7 @@ impl Plan {
         let seeds = self.files.iter().filter_map(|file| file.served_as.as_ref().map(|name| (file, name)));
         seeds
             .map(|(file, name)| {
-                let content = self.content(file, Place::SeedFile, Some(forge.clone()))?;
+                let content = self.content(file, Place::SeedFile, Some(&forge))?;
                 let is_autoinstall = file.role == FileRole::Autoinstall;
                 Ok(SeedFile { name: name.clone(), content, is_autoinstall })
             })
@@ -384,7 +388,7 @@ impl Plan {
             })
     }
 
-    fn content(&self, file: &FileReference, place: Place, forge: Option<Json>) -> Result<Vec<u8>, Failure> {
+    fn content(&self, file: &FileReference, place: Place, forge: Option<&Json>) -> Result<Vec<u8>, Failure> {
         let path = self.root.join(&file.path);
         let bytes =
             std::fs::read(&path).with_context(|| format!("reading {}", file.path)).kind(Kind::Plan)?;
@@ -399,7 +403,7 @@ impl Plan {
         let text = read_text(&path).map_err(|problem| {
             Failure::new(Kind::Plan, anyhow!("reading {}: {}", file.path, problem.message))
         })?;
-        let values = file_context(&self.definition, variables_json(&self.variables, false), forge);
+        let values = file_context(&self.definition, &variables_json(&self.variables, false), forge);
         match expression::render(&text, place, &context(&values)) {
             Ok(rendered) => Ok(rendered.into_bytes()),
             // What minijinja says may quote a value, and with it a secret.

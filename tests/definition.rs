@@ -1,0 +1,562 @@
+//! Golden tests: definitions in, messages or plans out.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test definition` rewrites the expected files. Read what it wrote:
+//! each message is for someone who meets it at three in the morning.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail so")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use forge::cli;
+use forge::definition::{Inputs, Root, check, diagnostics, load, load_profile};
+use forge::failure::{Failure, Kind};
+use forge::plan::{ForgeUrls, Plan, Selection, choose_builder, resolve};
+
+fn golden(part: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/definition").join(part)
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders
+}
+
+/// What a case's `args.txt` gives: `--var a=b`, `--var-file f` and `NAME=value` of the environment.
+fn inputs(case: &Path) -> Inputs {
+    let mut inputs = Inputs::default();
+    for line in std::fs::read_to_string(case.join("args.txt")).unwrap_or_default().lines() {
+        if let Some(var) = line.strip_prefix("--var ") {
+            let (name, value) = var.split_once('=').unwrap();
+            inputs.vars.push((name.to_owned(), value.to_owned()));
+        } else if let Some(file) = line.strip_prefix("--var-file ") {
+            // Named as a user in the repository's root would: messages repeat it.
+            let path = case.join(file);
+            let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+            inputs.var_files.push(path.strip_prefix(here).unwrap().to_owned());
+        } else if let Some((name, value)) = line.split_once('=') {
+            inputs.env.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    inputs
+}
+
+/// Compares with a committed file, or writes it when asked to.
+fn expect(path: &Path, actual: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, actual).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{} differs (UPDATE_GOLDEN=1 rewrites it); expected:\n{expected}\nactual:\n{actual}",
+        path.display()
+    );
+}
+
+/// The failures of everything in a root: each template, then each profile.
+fn failures(case: &Path) -> Vec<Failure> {
+    let root = Root::at(case).unwrap();
+    let inputs = inputs(case);
+    let templates = root.templates().unwrap();
+    let mut failures: Vec<Failure> =
+        templates.iter().filter_map(|name| check(&root, name, &inputs, &[].into()).err()).collect();
+    failures.extend(root.profiles().unwrap().iter().filter_map(|name| load_profile(&root, name).err()));
+    failures
+}
+
+/// What a person sees of a case.
+fn message(case: &Path) -> String {
+    let mut failures = failures(case).into_iter();
+    let Some(first) = failures.next() else { return String::new() };
+    let mut all = diagnostics(&first).unwrap_or_else(|| panic!("{}: {first:?}", case.display())).clone();
+    for failure in failures {
+        all.append(diagnostics(&failure).unwrap().clone());
+    }
+    format!("{all}\n")
+}
+
+#[test]
+fn bad_definitions_say_what_is_wrong() {
+    let cases = folders(&golden("bad"));
+    assert!(cases.len() >= 30, "only {} bad definitions", cases.len());
+    for case in cases {
+        let message = message(&case);
+        assert!(!message.is_empty(), "{} is not refused", case.display());
+        assert!(!message.contains("hunter2"), "{} shows a secret:\n{message}", case.display());
+        expect(&case.join("expected.txt"), &message);
+    }
+}
+
+fn plan_of(case: &Path, name: &str, inputs: &Inputs, selection: &Selection) -> Plan {
+    let root = Root::at(case).unwrap();
+    let loaded = load(&root, name, inputs).unwrap_or_else(|failure| panic!("{}: {failure}", case.display()));
+    let builder = choose_builder(None, &inputs.env, &loaded.definition);
+    resolve(&root, loaded, builder, selection).unwrap()
+}
+
+fn full() -> Plan {
+    let case = golden("good/full");
+    plan_of(&case, "web", &inputs(&case), &Selection::default())
+}
+
+#[test]
+fn good_definitions_become_plans() {
+    for case in folders(&golden("good")) {
+        let problems: Vec<String> = failures(&case).iter().map(ToString::to_string).collect();
+        assert_eq!(problems, Vec::<String>::new(), "{}", case.display());
+        let root = Root::at(&case).unwrap();
+        for name in root.templates().unwrap() {
+            let Ok(loaded) = load(&root, &name, &inputs(&case)) else { continue };
+            let builder = choose_builder(None, &BTreeMap::new(), &loaded.definition);
+            let plan = resolve(&root, loaded, builder, &Selection::default()).unwrap();
+            expect(&case.join(format!("{name}.plan.json")), &format!("{:#}\n", plan.to_json()));
+            expect(&case.join(format!("{name}.plan.txt")), &cli::plan::human(&plan));
+        }
+    }
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    let case = golden("good/full");
+    let mut inputs = inputs(&case);
+    inputs.env.insert("FORGE_VAR_CONSOLE_PASSWORD".to_owned(), "hunter2".to_owned());
+    let plan = plan_of(&case, "web", &inputs, &Selection::default());
+
+    assert_eq!(plan.steps[1].step.shell.as_ref().unwrap().env["PASSWORD"], "hunter2");
+    assert_eq!(plan.secrets().map(forge::definition::Secret::expose).collect::<Vec<_>>(), ["hunter2"]);
+    let shown = [
+        plan.to_json().to_string(),
+        cli::plan::human(&plan),
+        serde_json::to_string(&plan.shown).unwrap(),
+        format!("{plan:?} {inputs:?}"),
+    ];
+    for text in shown {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    assert!(plan.to_json().to_string().contains("<secret console_password>"));
+}
+
+#[test]
+fn seed_and_script_files_are_rendered_for_a_build() {
+    let case = golden("good/full");
+    let mut inputs = inputs(&case);
+    inputs.vars.push(("console_password".to_owned(), "$6$x: \"y\"".to_owned()));
+    let plan = plan_of(&case, "web", &inputs, &Selection::default());
+    let forge = ForgeUrls {
+        url: "http://10.0.0.5:8000/t/".to_owned(),
+        report_url: "http://10.0.0.5:8000/t/report".to_owned(),
+        logs_url: "http://10.0.0.5:8000/t/logs".to_owned(),
+    };
+
+    let seed = plan.render_seed(&forge).unwrap();
+    let names: Vec<_> = seed.iter().map(|file| (file.name.as_str(), file.is_autoinstall)).collect();
+    assert_eq!(names, [("autoinstall.yaml", true), ("extra.sh", false), ("late.sh", false)]);
+    let text = String::from_utf8(seed[0].content.clone()).unwrap();
+    let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(value["autoinstall"]["identity"]["password"], "$6$x: \"y\"");
+    assert_eq!(value["autoinstall"]["reporting"]["forge"]["endpoint"], "http://10.0.0.5:8000/t/report");
+    assert_eq!(value["autoinstall"]["storage"]["layout"]["name"], "direct");
+    assert_eq!(seed[2].content, b"#!/bin/sh\ncurl http://10.0.0.5:8000/t/extra.sh | sh\n");
+
+    let motd = &plan.steps[3].step;
+    let uploads: Vec<_> = plan.upload_files(motd).collect();
+    assert_eq!(
+        uploads,
+        [("files/motd.d/10-welcome", "10-welcome"), ("files/motd.d/20-name.j2", "20-name.j2")]
+    );
+    assert_eq!(plan.render_file(uploads[1].0).unwrap(), b"#!/bin/sh\necho web-24-04-3 24.04.3\n");
+    assert_eq!(
+        plan.render_file("./hardening/console.sh").unwrap(),
+        std::fs::read(case.join("hardening/console.sh")).unwrap()
+    );
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// A checkout elsewhere, with one file changed.
+fn changed(file: &str, change: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden("good/full"), folder.path());
+    let path = folder.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let new = change(&text);
+    assert_ne!(new, text, "nothing to change in {file}");
+    std::fs::write(&path, new).unwrap();
+    folder
+}
+
+const TEMPLATE: &str = "templates/web/template.toml";
+
+#[test]
+fn the_digest_changes_with_what_shapes_the_guest() {
+    // With a password, so that the step `console` runs.
+    let vars = vec![("console_password".to_owned(), "x".to_owned())];
+    let inputs = Inputs { vars, ..Inputs::default() };
+    let digest = plan_of(&golden("good/full"), "web", &inputs, &Selection::default()).digest;
+    let cases: [(&str, &str, &str); 12] = [
+        ("hardening/console.sh", "usermod", "usermod "),
+        ("hardening/seal.sh", "exit 0", "exit 00"),
+        ("files/motd.d/10-welcome", "welcome", "welcome!"),
+        ("http/base/autoinstall.yaml.j2", "version: 1", "version: 1 "),
+        ("http/web/extra.sh", "extra", "more"),
+        (TEMPLATE, "size_gib = 32", "size_gib = 33"),
+        (TEMPLATE, "vmid = 9001", "vmid = 9002"),
+        (TEMPLATE, "D8274B", "D8274C"),
+        (TEMPLATE, "http://archive.example/ubuntu", "http://other.example/ubuntu"),
+        (TEMPLATE, "[\"curl\"]", "[\"wget\"]"),
+        (TEMPLATE, "default = 2222", "default = 2223"),
+        (TEMPLATE, "inline = \"\"\"", "inline = \"\"\"\n"),
+    ];
+    for (file, old, new) in cases {
+        let folder = changed(file, |text| text.replace(old, new));
+        let other = plan_of(folder.path(), "web", &inputs, &Selection::default()).digest;
+        assert_ne!(other, digest, "{file}: {old} → {new}");
+    }
+}
+
+#[test]
+fn the_digest_does_not_change_with_place_and_time() {
+    let digest = full().digest;
+    let cases: [(&str, &str, &str); 9] = [
+        ("args.txt", "", "\n"),
+        (TEMPLATE, "timeout = \"90s\"", "timeout = \"91s\""),
+        (TEMPLATE, "retries = 1", "retries = 2"),
+        (TEMPLATE, "[proof]\n", "[timeouts]\ninstall = \"2h\"\n[proof]\naddress = \"10.10.10.60/24\"\n"),
+        (TEMPLATE, "isos/live-server.iso", "https://mirror.example/other-name.iso"),
+        (
+            TEMPLATE,
+            "C3514BF0056180D09376462A7A1B4F213C1D6E8EA67FAE5C25099C6FD3D8274B",
+            "c3514bf0056180d09376462a7a1b4f213c1d6e8ea67fae5c25099c6fd3d8274b",
+        ),
+        (TEMPLATE, "[machine]\n", "[machine] # the hardware\n"),
+        ("builders/rack.toml", "cpu = \"max\"", "cpu = \"host\"\ncores = 1"),
+        ("builders/rack.toml", "8000-8099", "9000"),
+    ];
+    for (file, old, new) in cases {
+        let folder =
+            changed(file, |text| if old.is_empty() { new.to_owned() } else { text.replace(old, new) });
+        let other = plan_of(folder.path(), "web", &Inputs::default(), &Selection::default()).digest;
+        assert_eq!(other, digest, "{file}: {old} → {new}");
+    }
+}
+
+#[test]
+fn of_a_secret_only_whether_it_is_set_enters_the_digest() {
+    let case = golden("good/full");
+    let with = |value: &str| {
+        let vars = vec![("console_password".to_owned(), value.to_owned())];
+        plan_of(&case, "web", &Inputs { vars, ..Inputs::default() }, &Selection::default()).digest
+    };
+    assert_eq!(with("one"), with("two"));
+    assert_eq!(with(""), full().digest);
+    assert_ne!(with("one"), full().digest);
+}
+
+#[test]
+fn steps_are_left_out_and_the_digest_knows() {
+    let case = golden("good/full");
+    let plan = |only: &[&str], skip: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        plan_of(&case, "web", &Inputs::default(), &Selection { only: owned(only), skip: owned(skip) })
+    };
+    let names = |plan: &Plan| plan.active_steps().map(|step| step.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&plan(&[], &[])), ["packages", "inline", "motd", "more"]);
+    assert_eq!(names(&plan(&["motd", "packages"], &[])), ["packages", "motd"]);
+    assert_eq!(names(&plan(&[], &["motd"])), ["packages", "inline", "more"]);
+    assert_ne!(plan(&[], &["motd"]).digest, full().digest);
+
+    let root = Root::at(&case).unwrap();
+    let loaded = load(&root, "web", &Inputs::default()).unwrap();
+    let builder = choose_builder(None, &BTreeMap::new(), &loaded.definition);
+    let skip = vec!["modt".to_owned()];
+    let failure = resolve(&root, loaded, builder, &Selection { only: Vec::new(), skip }).unwrap_err();
+    assert_eq!((failure.kind, failure.hints), (Kind::Usage, vec!["did you mean `motd`?".to_owned()]));
+}
+
+#[test]
+fn a_file_changed_after_planning_is_noticed() {
+    let folder = changed("hardening/seal.sh", |text| text.replace('0', "00"));
+    let plan = plan_of(folder.path(), "web", &Inputs::default(), &Selection::default());
+    std::fs::write(folder.path().join("hardening/seal.sh"), "#!/bin/sh\nrm -rf /\n").unwrap();
+    let failure = plan.render_file("hardening/seal.sh").unwrap_err();
+    assert_eq!(failure.kind, Kind::Plan);
+    assert!(failure.to_string().contains("hardening/seal.sh was changed"), "{failure}");
+}
+
+#[test]
+fn the_profile_shapes_the_build_and_not_the_template() {
+    let plan = full();
+    assert_eq!((plan.machine.cpu.as_str(), plan.definition.machine.cpu.as_str()), ("max", "host"));
+    assert_eq!(plan.builder.profile.machine.kvm, Some(false));
+}
+
+#[test]
+fn the_builder_is_chosen_in_a_stated_order() {
+    let definition = full().definition;
+    let env = |name: &str| BTreeMap::from([("FORGE_BUILDER".to_owned(), name.to_owned())]);
+    let choose = |on, env: &BTreeMap<String, String>| choose_builder(on, env, &definition);
+    assert_eq!(choose(Some("a"), &env("b")), ("a".to_owned(), "--on"));
+    assert_eq!(choose(None, &env("b")), ("b".to_owned(), "FORGE_BUILDER"));
+    assert_eq!(choose(None, &env("")), ("rack".to_owned(), "the template"));
+    let mut without = definition.clone();
+    without.builder = None;
+    assert_eq!(choose_builder(None, &BTreeMap::new(), &without), ("qemu".to_owned(), "the default"));
+}
+
+#[test]
+fn values_win_in_the_documented_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let case = golden("good/full");
+    let mirror = |inputs: &Inputs| {
+        let plan = plan_of(&case, "web", inputs, &Selection::default());
+        let json = plan.to_json()["variables"]["mirror"].clone();
+        (json["value"].as_str().unwrap().to_owned(), json["from"].as_str().unwrap().to_owned())
+    };
+    let mut inputs = Inputs::default();
+    assert_eq!(mirror(&inputs), ("http://archive.example/ubuntu".into(), "default".into()));
+    inputs.env.insert("UBUNTU_MIRROR".into(), "own".into());
+    assert_eq!(mirror(&inputs), ("own".into(), "UBUNTU_MIRROR".into()));
+    inputs.env.insert("FORGE_VAR_MIRROR".into(), "forge".into());
+    assert_eq!(mirror(&inputs), ("forge".into(), "FORGE_VAR_MIRROR".into()));
+    inputs.var_files.push(file("a.toml", "mirror = \"a\"\n"));
+    assert_eq!(mirror(&inputs).0, "a");
+    inputs.var_files.push(file("b.json", "{\"mirror\": \"b\"}"));
+    assert_eq!(mirror(&inputs).0, "b");
+    inputs.vars.push(("mirror".into(), "one".into()));
+    inputs.vars.push(("mirror".into(), "two".into()));
+    assert_eq!(mirror(&inputs), ("two".into(), "--var".into()));
+}
+
+#[test]
+fn what_is_not_there_is_named_with_what_is() {
+    let root = Root::find(&golden("good/full/templates/web")).unwrap();
+    assert_eq!(root, Root::at(&golden("good/full")).unwrap());
+    let failure = load(&root, "wbe", &Inputs::default()).unwrap_err();
+    assert_eq!((failure.kind, failure.hints), (Kind::Usage, vec!["did you mean `web`?".to_owned()]));
+    let failure = load(&root, "base", &Inputs::default()).unwrap_err();
+    assert_eq!(failure.kind, Kind::Usage);
+    assert!(failure.to_string().contains("abstract"), "{failure}");
+    assert!(load_profile(&root, "qemu").is_ok(), "the local builder is there without a file");
+    assert_eq!(load_profile(&root, "rak").unwrap_err().hints, ["did you mean `rack`?"]);
+    let nowhere = tempfile::tempdir().unwrap();
+    assert_eq!(Root::find(nowhere.path()).unwrap_err().kind, Kind::Usage);
+}
+
+#[test]
+fn committed_schemas_are_current() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, schema) in [
+        ("definition", forge::definition::schema::definition()),
+        ("profile", forge::definition::schema::profile()),
+    ] {
+        // `forge schema {name} > schema/{name}.schema.json` refreshes it, too.
+        expect(&folder.join(format!("{name}.schema.json")), &format!("{schema:#}\n"));
+    }
+}
+
+/// What an editor accepts: the schema agrees with the loader on every good file and on what is
+/// wrong in shape.
+#[test]
+fn editors_see_what_the_loader_sees() {
+    let schema = forge::definition::schema::definition();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let valid = |text: &str| {
+        let value: toml::Table = text.parse().unwrap();
+        validator.is_valid(&serde_json::to_value(value).unwrap())
+    };
+    let web = std::fs::read_to_string(golden("good/full").join(TEMPLATE)).unwrap();
+    // Only a merged definition is complete.
+    let complete = web.replace("vmid = 9001", "vmid = 9001\nrelease = \"{{ var.release }}\"");
+    assert!(valid(&complete));
+    assert!(valid(&complete.replace("vmid = 9001", "vmid = \"{{ var.vmid }}\"")));
+    for (old, new) in [
+        ("vmid = 9001", "vmid = \"9001\""),
+        ("vmid = 9001", "vmid = 1"),
+        ("firmware = \"uefi\"", "firmware = \"efi\""),
+        ("tpm = true", "tmp = true"),
+        ("timeout = \"90s\"", "timeout = \"90\""),
+        ("schema = 1", "schema = \"{{ 1 }}\""),
+    ] {
+        assert!(!valid(&complete.replacen(old, new, 1)), "{old} → {new}");
+    }
+}
+
+/// A small generator, so that the test is the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit.max(1) as u64) as usize
+    }
+}
+
+/// Every golden definition, cut at every byte and with bytes changed: no panic, and what is found
+/// can be drawn.
+#[test]
+fn broken_files_never_panic() {
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
+    let mut broken = BTreeSet::new();
+    for text in golden_definitions() {
+        broken.extend((0..text.len()).map(|cut| text[..cut].to_vec()));
+        broken.extend((0..8).map(|_| {
+            let mut bytes = text.clone();
+            for _ in 0..=random.below(3) {
+                let at = random.below(bytes.len());
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = u8::try_from(random.below(256)).unwrap();
+                }
+            }
+            bytes
+        }));
+    }
+    let broken: Vec<Vec<u8>> = broken.into_iter().collect();
+    std::thread::scope(|scope| {
+        for part in broken.chunks(broken.len().div_ceil(4)) {
+            scope.spawn(|| check_each(part));
+        }
+    });
+}
+
+fn check_each(files: &[Vec<u8>]) {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("templates/x/template.toml");
+    std::fs::create_dir_all(template.parent().unwrap()).unwrap();
+    let root = Root::at(folder.path()).unwrap();
+    for (count, bytes) in files.iter().enumerate() {
+        std::fs::write(&template, bytes).unwrap();
+        let failure = check(&root, "x", &Inputs::default(), &[].into()).err();
+        if let Some(found) = failure.as_ref().filter(|_| count % 16 == 0).and_then(diagnostics) {
+            assert!(!found.to_string().is_empty());
+        }
+    }
+}
+
+fn golden_definitions() -> Vec<Vec<u8>> {
+    let mut files = Vec::new();
+    for case in folders(&golden("bad")).into_iter().chain(folders(&golden("good"))) {
+        for template in folders(&case.join("templates")) {
+            files.extend(std::fs::read(template.join("template.toml")).ok());
+        }
+    }
+    files.sort();
+    files.dedup();
+    files
+}
+
+/// A verb with its arguments, as `main` would parse it.
+#[derive(clap::Parser)]
+enum Verb {
+    Validate(cli::validate::Args),
+    List(cli::list::Args),
+    Plan(cli::plan::Args),
+    Schema(cli::schema::Args),
+}
+
+/// Runs a verb and returns what it prints with how it ends.
+fn forge(arguments: &[&str]) -> (String, Result<(), Failure>) {
+    let verb = <Verb as clap::Parser>::try_parse_from([&["forge"], arguments].concat()).unwrap();
+    let mut out = Vec::new();
+    let end = match verb {
+        Verb::Validate(args) => cli::validate::run(&args, &mut out),
+        Verb::List(args) => cli::list::run(&args, &mut out),
+        Verb::Plan(args) => cli::plan::run(&args, &mut out),
+        Verb::Schema(args) => cli::schema::run(&args, &mut out),
+    };
+    (String::from_utf8(out).unwrap(), end)
+}
+
+fn root_of(case: &str) -> String {
+    golden(case).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_arguments_hold_together() {
+    <Verb as clap::CommandFactory>::command().debug_assert();
+}
+
+#[test]
+fn validate_says_ok_or_everything_that_is_wrong() {
+    let (out, end) = forge(&["validate", "-C", &root_of("good/full")]);
+    assert!(end.is_ok());
+    assert_eq!(
+        out,
+        "ok  template  base  abstract: only serves to be extended\nok  template  web\nok  builder   rack\n"
+    );
+
+    let (out, end) = forge(&["validate", "-C", &root_of("bad/extends-broken-parent")]);
+    assert_eq!(
+        out,
+        "wrong  template  base  2 errors in 1 file\nwrong  template  x     4 errors in 2 files\n"
+    );
+    let failure = end.unwrap_err();
+    assert_eq!(failure.kind, Kind::Definition);
+    assert_eq!(diagnostics(&failure).unwrap().list().len(), 4, "shared errors count once");
+
+    let (out, end) = forge(&["validate", "-C", &root_of("bad/bad-sha256"), "--format", "json"]);
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(end.is_err());
+    assert_eq!(answer["valid"], false);
+    let error = &answer["templates"][0]["errors"][0];
+    assert_eq!(
+        (&error["file"], &error["line"], &error["column"]),
+        (&"templates/x/template.toml".into(), &10.into(), &10.into())
+    );
+}
+
+#[test]
+fn a_variable_of_one_template_does_not_trouble_another() {
+    let root = root_of("good/full");
+    let validate = |var: &str| forge(&["validate", "-C", &root, "--var", var]).1;
+    assert!(validate("port=2200").is_ok(), "`base` does not know it, `web` does");
+    assert_eq!(validate("prot=2200").unwrap_err().kind, Kind::Definition);
+    assert!(forge(&["validate", "-C", &root, "base", "--var", "mem=1"]).1.is_ok());
+}
+
+#[test]
+fn list_shows_what_there_is() {
+    let (out, end) = forge(&["list", "-C", &root_of("good/full")]);
+    assert!(end.is_ok());
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["TEMPLATE", "RELEASE", "VMID", "BUILDER", "DESCRIPTION"]);
+    assert_eq!(rows[2], ["web", "24.04.3", "9001", "rack", "Web", "server"]);
+    let (out, _) = forge(&["list", "-C", &root_of("bad/bad-sha256"), "--format=json"]);
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(answer["templates"][0], serde_json::json!({"name": "x", "errors": "1 error in 1 file"}));
+}
+
+#[test]
+fn plan_and_schema_print_json() {
+    let (out, end) = forge(&["plan", "web", "-C", &root_of("good/full"), "--on", "qemu", "--format", "json"]);
+    assert!(end.is_ok());
+    let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&plan["builder"]["name"], &plan["builder"]["from"]), (&"qemu".into(), &"--on".into()));
+    assert_eq!(plan["digest"], full().digest.as_str(), "where it is built does not matter");
+    for file in ["definition", "profile"] {
+        let (out, _) = forge(&["schema", file]);
+        assert!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["$schema"].is_string());
+    }
+}

@@ -1,0 +1,2 @@
+#!/bin/sh
+usermod -p "$PASSWORD" odin
