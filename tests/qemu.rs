@@ -155,6 +155,8 @@ async fn the_guest_gets_the_serial_number_and_other_users_do_not() {
         assert!(!contains(&text, b"secret-token"), "{file}");
     }
     assert!(!fs::read_to_string(folder.path().join("qemu.args")).unwrap().contains("secret-token"));
+    let sockets = machine.agent_socket().parent().unwrap();
+    assert!(!sockets.join("smbios").exists());
 
     let record =
         forge::qemu::smbios::system_record(forge::qemu::args::product(Chipset::Q35), spec.uuid, TOKEN);

@@ -29,7 +29,7 @@ const POLL_MIN: Duration = Duration::from_millis(20);
 const POLL_MAX: Duration = Duration::from_millis(500);
 
 /// How often an agent that is silent is asked again, so that it is noticed soon after it speaks.
-const NUDGE: Duration = Duration::from_millis(200);
+const NUDGE: Duration = Duration::from_millis(150);
 
 /// How long one connection is tried, at first and at most: each new one drops what QEMU still held.
 const ROUND_MIN: Duration = Duration::from_millis(500);

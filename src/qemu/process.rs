@@ -69,6 +69,11 @@ impl Machine {
             .map_err(Error::io(format!("listening on {}", places.qmp.display())))?;
         let process = start(&binary, &machine_args(spec, &places), &folder).await?;
         let (qmp, events) = connect(listener, &process, &folder).await?;
+        if spec.serial_number.is_some() {
+            // QEMU has read it, and a killed forge should leave no token behind.
+            fs::remove_file(&places.smbios)
+                .map_err(Error::io(format!("removing {}", places.smbios.display())))?;
+        }
         let initial = State {
             agent_port: if spec.agent { AgentPort::Closed } else { AgentPort::Unknown },
             ..State::default()

@@ -1,4 +1,4 @@
-//! A QMP client: `qapi`'s types over [`super::wire`].
+//! A QMP client: `qapi`'s types over the line reader that the guest agent shares.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
