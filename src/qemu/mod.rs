@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`spec`], [`args`], [`accel`] and the parsing half of [`firmware`] are pure. A machine is launched
-//! with [`process::Machine::launch`] and watched through its [`process::State`].
+//! with [`process::Machine::launch`] and watched through its [`State`].
 
 pub mod accel;
 pub mod args;
