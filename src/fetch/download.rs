@@ -18,8 +18,8 @@ use super::cache::{Cache, Stamp};
 use super::http::{self, Attempts, Failed, shown};
 use super::{FetchError, OnProgress, Progress, hash};
 
-/// How many chunks may wait to be written; each is what one read of the socket gave.
-const QUEUE: usize = 32;
+/// How many chunks may wait to be written; each is what one read of the socket gave, up to 400 KiB.
+const QUEUE: usize = 4;
 
 /// How often progress is told.
 const TICK: Duration = Duration::from_millis(100);
@@ -39,10 +39,9 @@ pub(super) async fn cached(
         return Ok((path, size, true));
     }
     let mut download = Download::resume(url, digest, cache, lock, progress).await?;
-    let resumed = download.done > 0;
     let mut actual = download.run(progress).await?;
-    if actual != digest && resumed {
-        // The beginning came another day, perhaps of another file: judge only what came at once.
+    if actual != digest && download.doubtful {
+        // Its parts may be of different files: judge only what came at once.
         progress(Progress::Retry {
             attempt: 2,
             of: 2,
@@ -109,6 +108,8 @@ struct Download<'a> {
     origin: Option<Origin>,
     hasher: Sha256,
     done: u64,
+    /// Whether the beginning is of an earlier run, or nothing told that the parts are of one file.
+    doubtful: bool,
 }
 
 impl<'a> Download<'a> {
@@ -122,13 +123,22 @@ impl<'a> Download<'a> {
     ) -> Result<Self, FetchError> {
         let path = cache.partial(digest)?;
         let client = http::client(&cache.retries)?;
-        let mut download =
-            Self { url, cache, client, lock, path, origin: None, hasher: Sha256::new(), done: 0 };
+        let mut download = Self {
+            url,
+            cache,
+            client,
+            lock,
+            path,
+            origin: None,
+            hasher: Sha256::new(),
+            done: 0,
+            doubtful: false,
+        };
         download.origin = download.load_state();
         match fs::metadata(&download.path) {
             Ok(metadata) if download.origin.is_some() && metadata.len() > 0 => {
                 let (hasher, size) = hash::hash_file(&download.path, metadata.len(), progress).await?;
-                (download.hasher, download.done) = (hasher, size);
+                (download.hasher, download.done, download.doubtful) = (hasher, size, true);
             }
             Ok(_) => download.start_over()?,
             Err(error) if error.kind() == ErrorKind::NotFound => download.start_over()?,
@@ -141,7 +151,7 @@ impl<'a> Download<'a> {
     fn start_over(&mut self) -> Result<(), FetchError> {
         self.forget_state();
         File::create(&self.path).map_err(|error| FetchError::disk("writing", &self.path, error))?;
-        (self.origin, self.hasher, self.done) = (None, Sha256::new(), 0);
+        (self.origin, self.hasher, self.done, self.doubtful) = (None, Sha256::new(), 0, false);
         Ok(())
     }
 
@@ -163,6 +173,8 @@ impl<'a> Download<'a> {
     }
 
     async fn attempt(&mut self, progress: OnProgress<'_>) -> Result<(), Failed> {
+        let known = self.origin.as_ref().and_then(|origin| origin.total);
+        progress(Progress::Downloading { done: self.done, total: known });
         let response = self.request().await?;
         let total = self.settle(&response)?;
         self.check_space(total)?;
@@ -192,22 +204,7 @@ impl<'a> Download<'a> {
     /// Makes partial file and answer fit together and returns the size of the whole.
     fn settle(&mut self, response: &Response) -> Result<Option<u64>, Failed> {
         match response.status() {
-            StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                let range = range.and_then(parse_content_range);
-                let expected = self.origin.as_ref().and_then(|origin| origin.total);
-                match range {
-                    Some((start, total))
-                        if start == self.done && (expected.is_none() || expected == total) =>
-                    {
-                        return Ok(total);
-                    }
-                    _ => {
-                        self.start_over()?;
-                        return Err(Failed::passing("the server sent another part than was asked for"));
-                    }
-                }
-            }
+            StatusCode::PARTIAL_CONTENT => return self.settle_part(response.headers()),
             StatusCode::RANGE_NOT_SATISFIABLE if self.done > 0 => {
                 self.start_over()?;
                 return Err(Failed::passing("the file is now shorter than what has come so far"));
@@ -224,6 +221,23 @@ impl<'a> Download<'a> {
         self.save_state(&origin)?;
         self.origin = Some(origin);
         Ok(total)
+    }
+
+    /// Goes on with a part, if it is the one that was asked for.
+    fn settle_part(&mut self, headers: &HeaderMap) -> Result<Option<u64>, Failed> {
+        let range = headers.get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let range = range.and_then(parse_content_range);
+        let expected = self.origin.as_ref().and_then(|origin| origin.total);
+        match range {
+            Some((start, total)) if start == self.done && (expected.is_none() || expected == total) => {
+                self.doubtful |= self.origin.as_ref().is_none_or(|origin| origin.version.is_none());
+                Ok(total)
+            }
+            _ => {
+                self.start_over()?;
+                Err(Failed::passing("the server sent another part than was asked for"))
+            }
+        }
     }
 
     fn check_space(&self, total: Option<u64>) -> Result<(), FetchError> {
@@ -294,7 +308,7 @@ impl<'a> Download<'a> {
 /// Returns a failure to write, with the way out when the disk is full.
 fn disk(path: &Path, error: std::io::Error) -> FetchError {
     if error.kind() == ErrorKind::StorageFull {
-        return FetchError::Space { path: path.to_owned(), needed: 1, free: 0 };
+        return FetchError::Full { path: path.to_owned() };
     }
     FetchError::disk("writing", path, error)
 }

@@ -183,6 +183,7 @@ pub(super) async fn get_small(
     progress: OnProgress<'_>,
 ) -> Result<Vec<u8>, FetchError> {
     let client = client(retries)?;
+    progress(Progress::Downloading { done: 0, total: None });
     let mut attempts = Attempts::new(url, retries);
     loop {
         match get_small_once(&client, url, limit).await {

@@ -49,8 +49,11 @@ impl InstallerReport {
         self.name.split('/')
     }
 
-    fn has(&self, segment: &str) -> bool {
-        self.segments().any(|each| each == segment)
+    /// Tells whether the name holds these segments, one after another. Every controller of the
+    /// installer has contexts such as `Late/apply_autoinstall_config` long before its turn, so its
+    /// name alone says nothing.
+    fn has(&self, segments: &str) -> bool {
+        format!("/{}/", self.name).contains(&format!("/{segments}/"))
     }
 
     fn failed(&self) -> bool {
@@ -71,8 +74,8 @@ const STAGES: [(&str, &str); 13] = [
     ("install-grub", "installing the boot loader"),
     ("postinstall", "configuring the first boot"),
     ("run_unattended_upgrades", "installing updates"),
-    ("Late", "running the late commands"),
-    ("Shutdown", "shutting down"),
+    ("Late/run", "running the late commands"),
+    ("Shutdown/shutdown", "shutting down"),
 ];
 
 /// The contexts whose failure ends the installation.
@@ -141,7 +144,7 @@ impl InstallerProgress {
     }
 
     fn note_failure(&mut self, report: &InstallerReport) {
-        let error_commands = report.segments().nth(1) == Some("Error");
+        let error_commands = report.has("Error/run");
         if report.failed() && !error_commands {
             self.cause.get_or_insert_with(|| (report.name.clone(), report.description.clone()));
         }
@@ -154,7 +157,7 @@ impl InstallerProgress {
     }
 
     fn note_shutdown(&mut self, report: &InstallerReport) {
-        if !report.has("Shutdown") || self.ended.is_some() {
+        if !report.has("Shutdown/shutdown") || self.ended.is_some() {
             return;
         }
         if report.description.contains("mode=POWEROFF") {
