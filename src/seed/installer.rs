@@ -335,4 +335,16 @@ mod tests {
             assert_eq!(InstallerReport::parse(body), None);
         }
     }
+
+    #[test]
+    fn a_controllers_name_alone_says_nothing() {
+        // The installer loads and applies each controller's part of the answers at the beginning.
+        let progress = after(&[
+            ("start", "subiquity/Error/apply_autoinstall_config"),
+            ("start", "subiquity/Late/load_autoinstall_config"),
+            ("start", "subiquity/Shutdown/apply_autoinstall_config"),
+        ]);
+        assert_eq!(progress.ended(), None);
+        assert_eq!(progress.stage().as_deref(), Some("applying the answers"));
+    }
 }
