@@ -400,6 +400,12 @@ fn editors_see_what_the_loader_sees() {
     ] {
         assert!(!valid(&complete.replacen(old, new, 1)), "{old} → {new}");
     }
+    // What a parent may give is asked for only where there is none.
+    let alone = complete.replace("extends = \"base\"\n", "");
+    assert!(valid(&alone) && valid(&web));
+    for line in ["vmid = 9001\n", "iso = \"{{ var.iso }}\"\n"] {
+        assert!(alone.contains(line) && !valid(&alone.replacen(line, "", 1)), "{line}");
+    }
 }
 
 /// A small generator, so that the test is the same everywhere.
@@ -441,17 +447,52 @@ fn broken_files_never_panic() {
     });
 }
 
+/// Writes a file anew: ext4 flushes one that is cut and written over, thousands of times here.
+fn write_new(path: &Path, bytes: &[u8]) {
+    let _gone = std::fs::remove_file(path);
+    std::fs::write(path, bytes).unwrap();
+}
+
 fn check_each(files: &[Vec<u8>]) {
     let folder = tempfile::tempdir().unwrap();
     let template = folder.path().join("templates/x/template.toml");
     std::fs::create_dir_all(template.parent().unwrap()).unwrap();
     let root = Root::at(folder.path()).unwrap();
     for (count, bytes) in files.iter().enumerate() {
-        std::fs::write(&template, bytes).unwrap();
+        write_new(&template, bytes);
         let failure = check(&root, "x", &Inputs::default(), &[].into()).err();
         if let Some(found) = failure.as_ref().filter(|_| count % 16 == 0).and_then(diagnostics) {
             assert!(!found.to_string().is_empty());
         }
+    }
+}
+
+/// The same for the other files that a user writes.
+#[test]
+fn broken_seeds_profiles_and_variables_never_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden("good/full"), folder.path());
+    let root = Root::at(folder.path()).unwrap();
+    let var_files = ["vars.toml", "vars.json"].map(|name| folder.path().join(name));
+    std::fs::write(&var_files[0], "mirror = \"http://é\"\nconsole_password = \"\"\"x\ny\"\"\"\n").unwrap();
+    std::fs::write(
+        &var_files[1],
+        "{\"mem\": 4096, \"mirr\\u00e9r\": [\"é\"], \"console_password\":\n \"\\u00e9\"}",
+    )
+    .unwrap();
+    let inputs = Inputs { var_files: var_files.into(), ..Inputs::default() };
+    for file in ["http/base/autoinstall.yaml.j2", "builders/rack.toml", "vars.toml", "vars.json"] {
+        let path = folder.path().join(file);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in (0..whole.len()).step_by(3) {
+            write_new(&path, &whole[..cut]);
+            let found = check(&root, "web", &inputs, &[].into()).err();
+            let profile = load_profile(&root, "rack").err();
+            for failure in found.iter().chain(&profile) {
+                assert!(!diagnostics(failure).unwrap().to_string().is_empty());
+            }
+        }
+        std::fs::write(&path, whole).unwrap();
     }
 }
 

@@ -221,7 +221,7 @@ fn syntax_help(detail: &str) -> Option<String> {
         _ if detail.contains("end of input, expected end of block") => {
             "close it: `{% if … %}` with `{% endif %}`, `{% for … %}` with `{% endfor %}`"
         }
-        _ if detail.contains("expected end of variable block") => "an expression ends with `}}`",
+        _ if detail.contains(", expected end of variable block") => "an expression ends with `}}`",
         _ => return None,
     };
     Some(help.to_owned())

@@ -1,0 +1,305 @@
+//! What a schema cannot say: combinations that cannot work, each refused where it is written.
+//!
+//! The rules read the tree, not the structs, so that they hold beside other errors.
+
+mod machine;
+mod work;
+
+use std::net::Ipv4Addr;
+
+use super::diagnostics::{Finding, Findings, Span};
+use super::model::Timeout;
+use super::tree::Node;
+
+/// Checks a whole definition.
+pub(crate) fn check(tree: &Node, findings: &mut Findings) {
+    let mut rules = Rules { tree, findings };
+    rules.template();
+    rules.source();
+    rules.machine();
+    rules.steps();
+    rules.checks();
+    rules.seal();
+    rules.proof();
+    rules.timeouts();
+}
+
+struct Rules<'a> {
+    tree: &'a Node,
+    findings: &'a mut Findings,
+}
+
+impl Rules<'_> {
+    fn refuse(&mut self, span: Span, message: impl Into<String>, help: impl Into<String>) {
+        let help = help.into();
+        let finding = Finding::new(span, message);
+        self.findings.push(if help.is_empty() { finding } else { finding.help(help) });
+    }
+
+    fn template(&mut self) {
+        let Some(template) = self.tree.get("template") else { return };
+        // What is not made of the right characters has been refused by the schema's pattern.
+        if let Some(name) = template.get("name")
+            && name.text().is_some_and(|text| {
+                let edge = |at: Option<char>| at.is_some_and(|c| c.is_ascii_alphanumeric());
+                let inner = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+                text.len() <= 63
+                    && text.chars().all(inner)
+                    && edge(text.chars().next())
+                    && edge(text.chars().last())
+            })
+        {
+            self.dns_name("template.name", name);
+        }
+        self.tags("template.tags", template);
+    }
+
+    fn dns_name(&mut self, key: &str, node: &Node) {
+        let Some(name) = node.text() else { return };
+        let good = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        if !name.split('.').all(good) {
+            self.refuse(
+                node.span,
+                format!("`{name}` is not a DNS name, which `{key}` must be"),
+                "letters, digits and `-`, beginning and ending with a letter or digit",
+            );
+        }
+    }
+
+    /// Proxmox's format `pve-tag`.
+    fn tags(&mut self, key: &str, table: &Node) {
+        for tag in table.list("tags") {
+            let Some(text) = tag.text() else { continue };
+            let mut bytes = text.bytes();
+            let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if !first || !bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte)) {
+                self.refuse(
+                    tag.span,
+                    format!("`{text}` is not a tag that Proxmox takes, in `{key}`"),
+                    "letters, digits, `_`, `+`, `.` and `-`, beginning with a letter, a digit or `_`",
+                );
+            }
+        }
+    }
+
+    fn source(&mut self) {
+        let Some(source) = self.tree.get("source") else { return };
+        match (source.entry("sha256"), source.entry("checksums")) {
+            (Some(sha256), Some(checksums)) => {
+                let later = sha256.key_span.max(checksums.key_span);
+                self.refuse(
+                    later,
+                    "`sha256` and `checksums` both say what the ISO must be",
+                    "keep one: `sha256` pins the ISO, `checksums` follows a signed list",
+                );
+            }
+            (None, None) => self.refuse(
+                source.span,
+                "nothing says what the ISO must be",
+                "add `sha256 = \"…\"`, or a table `[source.checksums]` for a signed list",
+            ),
+            _ => {}
+        }
+        self.location(source, "iso");
+        if let Some(checksums) = source.get("checksums") {
+            self.location(checksums, "file");
+            self.location(checksums, "signature");
+        }
+    }
+
+    /// A URL, or a path.
+    fn location(&mut self, table: &Node, key: &str) {
+        let Some(node) = table.get(key) else { return };
+        match node.text() {
+            Some("") => self.refuse(node.span, format!("`{key}` is empty"), "a path or a URL"),
+            Some(text) => {
+                if let Some((scheme, _)) = text.split_once("://")
+                    && !matches!(scheme, "http" | "https")
+                {
+                    let message = format!("`{scheme}://` is no way to fetch `{key}`");
+                    self.refuse(node.span, message, "`https://`, `http://`, or a path");
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn proof(&mut self) {
+        let Some(proof) = self.tree.get("proof") else { return };
+        let defaults = super::Proof::default();
+        if let Some(hostname) = proof.get("hostname") {
+            self.dns_name("proof.hostname", hostname);
+        }
+        let span_of = |key: &str| proof.get(key).map_or(proof.span, |node| node.span);
+        let text_of = |key: &str, default: &str| match proof.get(key) {
+            Some(node) => node.text().map(str::to_owned),
+            None => Some(default.to_owned()),
+        };
+        let Some(address_text) = text_of("address", &defaults.address) else { return };
+        let Some(gateway_text) = text_of("gateway", &defaults.gateway) else { return };
+        let Some((address, prefix)) = parse_address(&address_text) else {
+            self.refuse(
+                span_of("address"),
+                format!("`{address_text}` is not an IPv4 address with its prefix length"),
+                "such as `10.10.10.50/24`",
+            );
+            return;
+        };
+        let Ok(gateway) = gateway_text.parse::<Ipv4Addr>() else {
+            let message = format!("`{gateway_text}` is not an IPv4 address");
+            self.refuse(span_of("gateway"), message, "such as `10.10.10.1`");
+            return;
+        };
+        let network = Network::of(address, prefix);
+        if !network.has_host(address) {
+            let message = format!("{address} is no host's address in {network}");
+            self.refuse(span_of("address"), message, "the first and the last address have other uses");
+        } else if !network.has_host(gateway) {
+            let key = if proof.has("gateway") { "gateway" } else { "address" };
+            self.refuse(
+                span_of(key),
+                format!("the gateway {gateway} is not in the clone's network {network}"),
+                format!("set `gateway` to an address in {network}"),
+            );
+        } else if gateway == address {
+            self.refuse(span_of("gateway"), "the clone cannot be its own gateway", "");
+        }
+    }
+
+    fn timeouts(&mut self) {
+        let Some(timeouts) = self.tree.get("timeouts") else { return };
+        let defaults = super::Timeouts::default();
+        let length = |key: &str, default: Timeout| match timeouts.get(key) {
+            Some(node) => node.text().and_then(|text| Timeout::parse(text).ok()),
+            None => Some(default),
+        };
+        if let (Some(fetch), Some(install)) =
+            (length("fetch", defaults.fetch), length("install", defaults.install))
+            && fetch >= install
+        {
+            let key = if timeouts.has("fetch") { "fetch" } else { "install" };
+            let span = timeouts.get(key).map_or(timeouts.span, |node| node.span);
+            self.refuse(
+                span,
+                format!("fetching may take {fetch} and the whole install {install}, which holds it"),
+                "make `fetch` shorter than `install`",
+            );
+        }
+    }
+}
+
+/// An IPv4 network.
+struct Network {
+    base: u32,
+    prefix: u32,
+}
+
+impl Network {
+    fn of(address: Ipv4Addr, prefix: u32) -> Self {
+        Self { base: address.to_bits() & Self::mask(prefix), prefix }
+    }
+
+    fn mask(prefix: u32) -> u32 {
+        u32::MAX.checked_shl(32 - prefix).unwrap_or(0)
+    }
+
+    fn has_host(&self, address: Ipv4Addr) -> bool {
+        let host = address.to_bits() & !Self::mask(self.prefix);
+        let last = !Self::mask(self.prefix);
+        address.to_bits() & Self::mask(self.prefix) == self.base
+            && (self.prefix >= 31 || (host != 0 && host != last))
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from_bits(self.base), self.prefix)
+    }
+}
+
+/// Parses `10.10.10.50/24`; the prefix length is 8 to 30.
+fn parse_address(text: &str) -> Option<(Ipv4Addr, u32)> {
+    let (address, prefix) = text.split_once('/')?;
+    let prefix = prefix.parse().ok().filter(|prefix| (8..=30).contains(prefix))?;
+    Some((address.parse().ok()?, prefix))
+}
+
+/// Checks a whole builder profile.
+pub(crate) fn check_profile(tree: &Node, findings: &mut Findings) {
+    let mut rules = Rules { tree, findings };
+    let builders: Vec<_> =
+        tree.entries().iter().filter(|entry| BUILDERS.contains(&entry.key.as_str())).collect();
+    match builders.as_slice() {
+        [_] => {}
+        [] => rules.refuse(
+            tree.span.within(&(0..0)),
+            "the profile does not say which builder it is for",
+            format!("add a table: {}", BUILDERS.map(|name| format!("`[{name}]`")).join(" or ")),
+        ),
+        [first, second, ..] => {
+            let message = format!("the profile is for both `{}` and `{}`", first.key, second.key);
+            rules.refuse(second.key_span, message, "make two profiles of it");
+        }
+    }
+    rules.http();
+}
+
+/// The tables of a profile that say which builder it is for.
+const BUILDERS: [&str; 1] = ["qemu"];
+
+impl Rules<'_> {
+    fn http(&mut self) {
+        let Some(http) = self.tree.get("http") else { return };
+        if let Some(bind) = http.get("bind")
+            && bind.text().is_some_and(|text| text.parse::<std::net::IpAddr>().is_err())
+        {
+            self.refuse(
+                bind.span,
+                "`http.bind` must be an IP address",
+                "such as `0.0.0.0` or `192.168.1.10`",
+            );
+        }
+        let Some(port) = http.get("port") else { return };
+        let Some(text) = port.text() else { return };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) if first > 0 && first <= last => {}
+            // What is not even digits has been refused by the pattern.
+            _ if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') => self.refuse(
+                port.span,
+                format!("`{text}` is not a port or a range of ports"),
+                "1 to 65535, such as `8080` or `8000-8099`",
+            ),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_know_their_hosts() {
+        let network = |text: &str| {
+            let (address, prefix) = parse_address(text).unwrap();
+            Network::of(address, prefix)
+        };
+        let has = |text: &str, host: &str| network(text).has_host(host.parse().unwrap());
+        assert!(has("10.10.10.50/24", "10.10.10.1"));
+        assert!(!has("10.10.10.50/24", "10.10.11.1"));
+        assert!(!has("10.10.10.50/24", "10.10.10.255"));
+        assert!(!has("10.10.10.50/24", "10.10.10.0"));
+        assert!(has("10.1.2.3/8", "10.255.255.254"));
+        assert_eq!(network("192.168.7.9/30").to_string(), "192.168.7.8/30");
+        for wrong in ["10.0.0.1", "10.0.0.1/33", "10.0.0.1/0", "x/24", "10.0.0/24", "::1/64", "10.0.0.1/-1"] {
+            assert!(parse_address(wrong).is_none(), "{wrong}");
+        }
+    }
+}
