@@ -400,6 +400,14 @@ mod tests {
     }
 
     #[test]
+    fn colours_and_boxes_are_drawn_only_when_allowed() {
+        let found = one("a = 1\n", 4..5);
+        let terminal = found.render(Style { color: true, unicode: true, width: 80 });
+        assert!(terminal.contains('\u{1b}') && terminal.contains('╭'), "{terminal}");
+        assert!(found.render(Style::PLAIN).is_ascii());
+    }
+
+    #[test]
     fn an_empty_text_can_be_wrong() {
         assert!(one("", 0..0).render(Style::PLAIN).contains("a.toml:1:1"));
         assert!(one("\r\n\r", 0..9).render(Style::PLAIN).contains("a.toml:1:1"));

@@ -150,7 +150,8 @@ pub struct Template {
 pub struct CloudInit {
     /// Whether the template carries a cloud-init drive.
     pub drive: bool,
-    /// The user that clones get their keys for.
+    /// The user that clones get their keys for: lower-case letters, digits, `_` and `-`.
+    #[schemars(regex(pattern = r"^[a-z_][a-z0-9_-]{0,31}$"))]
     pub user: String,
     /// Whether clones upgrade packages at their first boot (Proxmox: `ciupgrade`).
     pub upgrade: bool,
@@ -235,7 +236,8 @@ pub struct Machine {
     pub kind: Chipset,
     /// The firmware.
     pub firmware: Firmware,
-    /// The CPU model, such as `host` or `x86-64-v2-AES`.
+    /// The CPU model, such as `host` or `x86-64-v2-AES`: letters, digits, `.`, `_`, `+` and `-`.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"))]
     pub cpu: String,
     /// How many cores.
     #[schemars(range(min = 1, max = 512))]
@@ -941,8 +943,9 @@ pub enum Accelerator {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineOverride {
-    /// The CPU model.
+    /// The CPU model, such as `max`: letters, digits, `.`, `_`, `+` and `-`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"))]
     pub cpu: Option<String>,
     /// How many cores.
     #[serde(skip_serializing_if = "Option::is_none")]

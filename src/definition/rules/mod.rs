@@ -265,6 +265,15 @@ impl Rules<'_> {
                 "such as `0.0.0.0` or `192.168.1.10`",
             );
         }
+        if let Some(advertise) = http.get("advertise")
+            && advertise.text().is_some_and(|text| text.is_empty() || text.contains(['/', ' ']))
+        {
+            self.refuse(
+                advertise.span,
+                "`http.advertise` must be an address, not a URL",
+                "such as `192.168.1.10` or `forge.lan:8080`",
+            );
+        }
         let Some(port) = http.get("port") else { return };
         let Some(text) = port.text() else { return };
         let (first, last) = text.split_once('-').unwrap_or((text, text));
