@@ -98,13 +98,26 @@ ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f $key
 [Install]
 WantedBy=sysinit.target
 END
-systemctl enable forge-host-key.service
+systemctl enable --quiet forge-host-key.service
 
 systemctl daemon-reload
+# Debian has the socket as well, but nothing that tells it sshd's port.
+listens=$(systemctl show --property=Listen --value ssh.socket 2>/dev/null || true)
+case $listens in
+    *":$SSH_PORT (Stream)"*) socket=good ;;
+    *) socket=bad ;;
+esac
+if systemctl is-enabled --quiet ssh.socket && [ "$socket" = bad ]; then
+    echo "ssh.socket would listen on ${listens:-nothing}: ssh.service listens itself"
+    systemctl disable --quiet --now ssh.socket
+    # Disabled alone, a preset could bring it back.
+    systemctl mask --quiet ssh.socket
+    systemctl enable --quiet ssh.service
+fi
 if systemctl is-enabled --quiet ssh.socket; then
     # A socket whose service runs already refuses to start.
-    systemctl stop ssh.service
-    systemctl restart ssh.socket
+    systemctl stop ssh.socket ssh.service
+    systemctl start ssh.socket
 else
     systemctl restart ssh.service
 fi

@@ -30,7 +30,9 @@ cat >/etc/systemd/resolved.conf.d/60-forge.conf <<'END'
 LLMNR=no
 MulticastDNS=no
 END
-systemctl try-restart systemd-resolved.service
+if systemctl is-active --quiet systemd-resolved.service; then
+    systemctl restart systemd-resolved.service
+fi
 
 # Another time service is as good.
 if ! systemctl is-enabled --quiet chrony.service 2>/dev/null; then

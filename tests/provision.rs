@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use forge::communicator::{Communicator, CommunicatorError, EXEC_INPUT_MAX, Exec, Output, PUT_FILE_MAX};
-use forge::definition::{Packages, Shell, Step, Upload};
+use forge::definition::{Packages, Reboot, Seal, Shell, Step, Upload};
 use forge::failure::Failure;
-use forge::provision::{Bulk, Content, Context, Offer, Place, ProvisionError, apply};
+use forge::provision::{Bulk, Content, Context, Offer, Place, ProvisionError, apply, seal};
 use futures_util::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
 
@@ -155,6 +155,10 @@ impl Bench {
     }
 
     async fn apply(&self, step: &Step, timeout: Duration) -> Result<(), ProvisionError> {
+        self.with_context(async |cx| apply(step, timeout, cx).await).await
+    }
+
+    async fn with_context<T>(&self, work: impl AsyncFnOnce(&Context<'_>) -> T) -> T {
         let guest = self.path("run/forge");
         let show = |line: &str| self.shown.lock().unwrap().push((Instant::now(), line.to_owned()));
         let log = |line: &str| self.logged.lock().unwrap().push(line.to_owned());
@@ -175,7 +179,7 @@ impl Bench {
             render: &render,
             secrets: &self.secrets,
         };
-        apply(step, timeout, &cx).await
+        work(&cx).await
     }
 
     /// Runs an inline script of the shell.
@@ -664,4 +668,83 @@ async fn wrong_steps_are_refused_before_the_guest_is_touched() {
         assert!(matches!(error, ProvisionError::Invalid(_)), "{error}");
     }
     bench.assert_clean();
+}
+
+#[tokio::test]
+async fn sealing_tells_the_script_what_must_be_gone() {
+    let bench = Bench::new();
+    fs::write(bench.path("seal.sh"), "echo \"$USER_NAME|$FORGE_ABSENT|$FORGE_TRIM\"\n").unwrap();
+    let what = Seal {
+        script: "seal.sh".to_owned(),
+        env: BTreeMap::from([("USER_NAME".to_owned(), "odin".to_owned())]),
+        absent: vec!["/a b".to_owned(), "/c*".to_owned()],
+        trim: false,
+    };
+    bench.with_context(async |cx| seal(&what, Duration::from_secs(20), cx).await).await.unwrap();
+    assert_eq!(bench.shown(), ["odin|/a b", "/c*|no"]);
+}
+
+/// A guest that reboots: it remembers what it was asked, and loses some answers.
+struct Rebooting {
+    asked: Mutex<Vec<String>>,
+    faults: Mutex<Vec<Option<Fault>>>,
+}
+
+impl Communicator for Rebooting {
+    fn exec<'a>(&'a self, command: &'a Exec) -> BoxFuture<'a, Result<Output, CommunicatorError>> {
+        Box::pin(async move {
+            let kind = if command.argv[2].contains("boot_id") { "read" } else { "reboot" };
+            self.asked.lock().unwrap().push(kind.to_owned());
+            if let Some(fault) = self.faults.lock().unwrap().pop().flatten() {
+                return Err(error(fault));
+            }
+            let (stdout, stderr) = (b"old-boot\n".to_vec(), Vec::new());
+            Ok(Output { code: Some(0), signal: None, stdout, stderr, truncated: false })
+        })
+    }
+
+    fn put_file<'a>(&'a self, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+        unreachable!("a reboot writes nothing")
+    }
+
+    fn get_file<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CommunicatorError>> {
+        unreachable!("a reboot reads no file whole")
+    }
+
+    fn wait_for_reboot<'a>(
+        &'a self,
+        previous_boot_id: &'a str,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+        assert!(deadline > Duration::from_secs(10));
+        Box::pin(async move {
+            self.asked.lock().unwrap().push(format!("wait {previous_boot_id}"));
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_reboot_is_asked_for_once_and_waited_for() {
+    let step = Step { name: "again".to_owned(), reboot: Some(Reboot::default()), ..Step::default() };
+    for (fault, asked) in [
+        (None, &["read", "reboot", "wait old-boot"][..]),
+        (Some(Fault::Unknown), &["read", "reboot", "wait old-boot"]),
+        (Some(Fault::NotSent), &["read", "reboot", "reboot", "wait old-boot"]),
+    ] {
+        let guest = Rebooting { asked: Mutex::default(), faults: Mutex::new(vec![fault, None]) };
+        let cx = Context {
+            guest: &guest,
+            folder: "/nowhere",
+            bulk: None,
+            root: Path::new("/"),
+            output: &|_| (),
+            log: &|_| (),
+            retry: &|_, _, _| (),
+            render: &|_| unreachable!(),
+            secrets: &[],
+        };
+        apply(&step, Duration::from_secs(20), &cx).await.unwrap();
+        assert_eq!(*guest.asked.lock().unwrap(), asked, "{fault:?}");
+    }
 }

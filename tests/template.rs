@@ -253,3 +253,15 @@ fn hardening_scripts_say_what_they_are_and_stop_at_errors() {
         assert!(text.contains("\nset -eu\n"), "{}", path.display());
     }
 }
+
+#[test]
+fn builder_profiles_fit_their_model() {
+    let text = fs::read_to_string(root().join("builders/local.toml")).unwrap();
+    for text in [text.clone(), text.replace("\n# ", "\n").replace("\n#", "\n")] {
+        // Only lines that are settings when uncommented.
+        let lines = text.lines().filter(|line| line.starts_with('[') || line.contains(" = "));
+        let text = lines.collect::<Vec<_>>().join("\n");
+        let profile: forge::definition::Profile = toml::from_str(&text).unwrap();
+        assert!(profile.qemu.is_some());
+    }
+}

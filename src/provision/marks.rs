@@ -526,4 +526,34 @@ mod tests {
         let marked = mark("#!/bin/sh\nfoo\n");
         assert_eq!(marked.text, format!("{TRAP}#!/bin/sh\n_=$((forge_line=2)) foo\n"));
     }
+
+    /// Tells whether `sh` accepts a text.
+    fn parses(text: &str) -> bool {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        let sh = std::process::Command::new("sh").arg("-n").arg(file.path()).output().unwrap();
+        sh.status.success()
+    }
+
+    /// The shell itself knows where commands begin: what stands before is complete, and not
+    /// inside a here-document or a continued command, where a lone `;` would be fine.
+    #[test]
+    fn the_shell_agrees_on_real_scripts() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut marks = 0;
+        for entry in std::fs::read_dir(root.join("hardening")).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let marked = mark(&text);
+            assert!(parses(&marked.text), "{}", path.display());
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            for line in &marked.lines {
+                let before = lines[..line - 1].concat();
+                assert!(parses(&before), "{} before line {line}", path.display());
+                assert!(!parses(&format!("{before};\n")), "{} line {line}", path.display());
+            }
+            marks += marked.lines.len();
+        }
+        assert!(marks > 60, "only {marks} marks in all scripts");
+    }
 }

@@ -24,7 +24,7 @@ pub(crate) use transfer::parse_base64;
 pub use transfer::{Bulk, Content, Offer};
 
 use crate::communicator::{Communicator, CommunicatorError};
-use crate::definition::{Shell, Step};
+use crate::definition::{Seal, Shell, Step};
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind};
 use lines::Mask;
@@ -203,6 +203,28 @@ pub async fn apply(step: &Step, timeout: Duration, cx: &Context<'_>) -> Result<(
         pause = (pause * 2).min(Duration::from_secs(30));
     }
     attempt_once(step, timeout, cx).await
+}
+
+/// Removes the guest's identity and traces; the guest must be powered off right afterwards.
+///
+/// Besides its own environment the script gets `FORGE_ABSENT`, the patterns that must match
+/// nothing at its end, one a line, and `FORGE_TRIM`, `yes` or `no`.
+///
+/// # Errors
+/// See [`ProvisionError`]; what is left behind stands in its tail.
+pub async fn seal(seal: &Seal, timeout: Duration, cx: &Context<'_>) -> Result<(), ProvisionError> {
+    let text = read_script(&seal.script, cx)?;
+    let mut env = seal.env.clone();
+    env.insert("FORGE_ABSENT".to_owned(), seal.absent.join("\n"));
+    env.insert("FORGE_TRIM".to_owned(), if seal.trim { "yes" } else { "no" }.to_owned());
+    let what = Script {
+        name: &seal.script,
+        text: &text,
+        interpreter: &["/bin/sh".to_owned(), "-eu".to_owned()],
+        env: &env,
+        exit_codes: &[0],
+    };
+    script(&what, timeout, cx).await
 }
 
 async fn attempt_once(step: &Step, timeout: Duration, cx: &Context<'_>) -> Result<(), ProvisionError> {

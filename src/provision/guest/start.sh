@@ -27,7 +27,7 @@ setsid sh -c '
     folder=$1
     unit=forge-${folder##*/}.scope
     if [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
-        systemd-run --quiet --collect --scope --unit="$unit" sh -c "$2" "$@"
+        systemd-run --quiet --collect --scope --description=forge --unit="$unit" sh -c "$2" "$@"
     fi
     [ -e "$folder/pid" ] || sh -c "$2" "$@"
 ' forge "$folder" "$runner" "$@" </dev/null >>"$folder/log" 2>&1 &
