@@ -152,8 +152,7 @@ fn a_medium_becomes_a_proven_template() {
     // The timeline: no gaps, and nearly none of it is forge's own.
     let sum: f64 = spans.iter().map(|span| span.seconds).sum();
     assert!((sum - seconds).abs() < 0.01 * seconds, "the spans sum to {sum:.1} of {seconds:.1} s");
-    let own: f64 =
-        spans.iter().filter(|span| span.worker == Worker::Forge).map(|span| span.seconds).sum();
+    let own: f64 = spans.iter().filter(|span| span.worker == Worker::Forge).map(|span| span.seconds).sum();
     println!("of that {own:.2} s are forge's own");
     assert!(own < 2.0, "forge's own time is {own:.2} s");
     assert!(seconds <= build.wall.as_secs_f64());
@@ -181,7 +180,8 @@ fn a_medium_becomes_a_proven_template() {
 
     // What lies there is whole, alone, and tells no secrets.
     assert_eq!(manifest.disk.size, fs::metadata(out.join("disk.qcow2")).expect("a disk").len());
-    let siblings: Vec<_> = fs::read_dir(out.parent().expect("a parent")).expect("a folder").flatten().collect();
+    let siblings: Vec<_> =
+        fs::read_dir(out.parent().expect("a parent")).expect("a folder").flatten().collect();
     assert_eq!(siblings.len(), 1, "{siblings:?}");
     assert!(!build.folder().join("work").exists());
     let token = token_of(&build.folder());

@@ -27,7 +27,7 @@ use crate::event::{Unit, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch::{self, Expected, FetchError};
 use crate::plan::{ForgeUrls, Plan, PlannedStep, SeedFile};
-use crate::provision::{self, ProvisionError, Script};
+use crate::provision::{self, ProvisionError};
 use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Machine};
@@ -576,19 +576,9 @@ async fn seal(
     step: &Step<'_>,
 ) -> Result<(), Failure> {
     let deadline = host.scaled(plan.definition.timeouts.seal.duration());
-    let definition = &plan.definition.seal;
-    let text = render(plan, Path::new(&definition.script))?;
     let bulk = OverHttp(&seed.server);
     with_context(plan, &guest.agent, Some(&bulk), step, async |cx| {
-        let interpreter = ["/bin/sh".to_owned(), "-eu".to_owned()];
-        let what = Script {
-            name: &definition.script,
-            text: &text,
-            interpreter: &interpreter,
-            env: &definition.env,
-            exit_codes: &[0],
-        };
-        provision::script(&what, deadline, cx).await
+        provision::seal(&plan.definition.seal, deadline, cx).await
     })
     .await?;
     step.note("sealed; powering off");

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, anyhow};
 use tokio::sync::Semaphore;
 
-use super::common::{RootArgs, VarArgs};
+use super::common::{VarArgs, root};
 use super::signals;
 use crate::builder::workspace::Workspace;
 use crate::builder::{self, BuildOptions, Keeper, OnError};
@@ -29,9 +29,6 @@ pub struct Args {
     /// The templates to build
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// Where the definitions are.
-    #[command(flatten)]
-    root: RootArgs,
     /// The values of variables.
     #[command(flatten)]
     vars: VarArgs,
@@ -84,7 +81,7 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
         return Err(Failure::new(Kind::Usage, anyhow!("--out takes the artifact of one template"))
             .hint("build the templates one by one, or leave --out away"));
     }
-    let root = args.root.find()?;
+    let root = root()?;
     let inputs = args.vars.inputs();
     let selection = Selection { only: args.only.clone(), skip: args.skip.clone() };
     let mut plans = Vec::new();

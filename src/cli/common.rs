@@ -10,27 +10,12 @@ pub use super::Format;
 use crate::definition::{Inputs, Root};
 use crate::failure::{Failure, Kind, ResultExt as _};
 
-/// Where the definitions are.
-#[derive(Debug, Clone, Default, clap::Args)]
-pub struct RootArgs {
-    /// The root, when it is known; else the nearest folder with templates/, upwards.
-    #[arg(skip)]
-    pub root: Option<PathBuf>,
-}
-
-impl RootArgs {
-    /// Returns the root.
-    ///
-    /// # Errors
-    /// Kind `Usage` when there is none.
-    pub fn find(&self) -> Result<Root, Failure> {
-        match &self.root {
-            Some(folder) => Root::at(folder),
-            None => Root::find(
-                &std::env::current_dir().context("finding the current folder").kind(Kind::Unexpected)?,
-            ),
-        }
-    }
+/// Returns the root: the nearest folder with `templates/`, from the current one upwards.
+///
+/// # Errors
+/// Kind `Usage` when there is none.
+pub fn root() -> Result<Root, Failure> {
+    Root::find(&std::env::current_dir().context("finding the current folder").kind(Kind::Unexpected)?)
 }
 
 /// The values of variables.

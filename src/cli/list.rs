@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::common::{Format, FormatArgs, RootArgs, VarArgs, columns, write_answer, write_json};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
 use crate::definition::{Checked, Loaded, check, diagnostics, variable_names};
 use crate::failure::Failure;
 use crate::plan::choose_builder;
@@ -12,9 +12,6 @@ use crate::plan::choose_builder;
 /// List the templates
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the definitions are.
-    #[command(flatten)]
-    pub root: RootArgs,
     /// The values of variables.
     #[command(flatten)]
     pub vars: VarArgs,
@@ -35,7 +32,7 @@ enum Listed {
 /// # Errors
 /// Kind `Usage` when there is no root.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let root = args.root.find()?;
+    let root = root()?;
     let names = root.templates()?;
     let inputs = args.vars.inputs();
     let variables = names.iter().flat_map(|name| variable_names(&root, name)).collect();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
-use super::common::{Format, FormatArgs, RootArgs, VarArgs, columns, write_answer, write_json};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
 use crate::definition::{Disk, DiskBus, Machine, Nic, Step, VariableValue, load};
 use crate::failure::Failure;
 use crate::plan::{Input, InputRole, Plan, Selection, choose_builder, resolve};
@@ -20,9 +20,6 @@ pub struct Args {
     /// The steps to leave out.
     #[command(flatten)]
     pub steps: StepArgs,
-    /// Where the definitions are.
-    #[command(flatten)]
-    pub root: RootArgs,
     /// The values of variables.
     #[command(flatten)]
     pub vars: VarArgs,
@@ -55,7 +52,7 @@ impl StepArgs {
 /// # Errors
 /// As [`load`] and [`resolve`].
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let root = args.root.find()?;
+    let root = root()?;
     let inputs = args.vars.inputs();
     let loaded = load(&root, &args.name, &inputs)?;
     let builder = choose_builder(args.on.as_deref(), &inputs.env, &loaded.definition);

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::common::{Format, FormatArgs, RootArgs, VarArgs, columns, write_answer, write_json};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
 use crate::definition::{Checked, Diagnostics, Root, check, diagnostics, load_profile, variable_names};
 use crate::failure::{Failure, Kind};
 
@@ -15,9 +15,6 @@ pub struct Args {
     /// The templates to check; default: all of them, and all builder profiles
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Where the definitions are.
-    #[command(flatten)]
-    pub root: RootArgs,
     /// The values of variables.
     #[command(flatten)]
     pub vars: VarArgs,
@@ -39,7 +36,7 @@ struct Verdict {
 /// # Errors
 /// Kind `Definition` with all diagnostics; kind `Usage` for a name that is not there.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let root = args.root.find()?;
+    let root = root()?;
     let mut verdicts = templates(args, &root)?;
     if args.names.is_empty() {
         verdicts.extend(profiles(&root)?);
