@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use minijinja::machinery::Token;
 use minijinja::machinery::ast::{CallArg, Expr, Spanned, Stmt};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
@@ -139,6 +140,7 @@ fn shell_quote(value: Value) -> String {
 
 /// Parses a template and finds the unknown names in all of its branches.
 pub(crate) fn inspect(source: &str, place: Place, known: &Known) -> Result<Inspection, Problem> {
+    refuse_endless(source, place)?;
     let root = minijinja::machinery::parse(source, "template", syntax(place))
         .map_err(|error| problem(source, &error))?;
     let mut inspector = Inspector {
@@ -158,6 +160,40 @@ pub(crate) fn inspect(source: &str, place: Place, known: &Known) -> Result<Inspe
     };
     inspector.problems.sort_by_key(|problem| problem.range.start);
     Ok(Inspection { uses: inspector.uses, problems: inspector.problems, lone })
+}
+
+/// The most tokens of one tag: parsers and compilers go as deep as a chain of operators is long.
+const TAG_TOKENS_MAX: usize = 1000;
+
+/// The most `elif` of one template, for the same reason.
+const ELIFS_MAX: usize = 100;
+
+fn refuse_endless(source: &str, place: Place) -> Result<(), Problem> {
+    let (mut in_tag, mut elifs) = (0, 0);
+    // What is no token at all, the parser reports.
+    for (token, span) in minijinja::machinery::tokenize(source, false, syntax(place)).map_while(Result::ok) {
+        in_tag = if matches!(token, Token::TemplateData(_)) { 0 } else { in_tag + 1 };
+        if matches!(token, Token::VariableStart | Token::BlockStart) {
+            in_tag = 0;
+        }
+        if in_tag == 1 && matches!(token, Token::Ident("elif")) {
+            elifs += 1;
+        }
+        let (message, help) = if in_tag > TAG_TOKENS_MAX {
+            let message = format!("an expression is too long: more than {TAG_TOKENS_MAX} words and signs");
+            (message, "split it, or put the data in a variable")
+        } else if elifs > ELIFS_MAX {
+            (
+                format!("a template is too long: more than {ELIFS_MAX} times `elif`"),
+                "look it up in a variable of type map",
+            )
+        } else {
+            continue;
+        };
+        let range = span.start_offset as usize..span.end_offset as usize;
+        return Err(Problem { range, message, help: Some(help.to_owned()) });
+    }
+    Ok(())
 }
 
 /// Returns what stands between `{{` and `}}`, which may carry whitespace signs.
@@ -605,5 +641,22 @@ mod tests {
         let found =
             problems("{% if var.name is emtpy %}{% endif %}{{ var.name is string }}", Place::SeedFile);
         assert_eq!(found, [("emtpy".to_owned(), "unknown test `emtpy`".to_owned())]);
+    }
+
+    #[test]
+    fn an_endless_expression_is_refused_and_does_not_overflow() {
+        for part in ["+1", ".a", "|trim", "~1", "[0]", " if 1 else 1"] {
+            for tag in [("{{ var.mem", " }}"), ("{{ \"}}\"", " }}"), ("{% if var.mem", " %}{% endif %}")] {
+                let source = format!("{}{}{}", tag.0, part.repeat(60_000), tag.1);
+                let problem = inspect(&source, Place::String, &known(Place::String)).unwrap_err();
+                assert!(problem.message.contains("too long"), "{part}: {}", problem.message);
+            }
+        }
+        let chain = format!("{{% if 1 %}}{}{{% endif %}}", "{% elif 2 %}".repeat(60_000));
+        assert!(inspect(&chain, Place::String, &known(Place::String)).is_err());
+        let nested = format!("{}{}", "{% if 1 %}".repeat(60_000), "{% endif %}".repeat(60_000));
+        assert!(inspect(&nested, Place::String, &known(Place::String)).is_err());
+        let list = format!("{{{{ [{}] }}}}", "1,".repeat(200));
+        assert!(inspect(&list, Place::String, &known(Place::String)).is_ok());
     }
 }
