@@ -2,16 +2,19 @@
 //!
 //! minijinja renders; its syntax tree tells beforehand, in every branch, which names are unknown.
 
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::LazyLock;
 
 use minijinja::machinery::Token;
-use minijinja::machinery::ast::{CallArg, Expr, Spanned, Stmt};
+use minijinja::machinery::ast::{Expr, Stmt};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, escape_formatter};
 
+use self::parts::{bodies, children, expressions, range, span};
 use super::diagnostics::{closest, did_you_mean, one_of};
 
 /// Something wrong in a template, with its place in the template's text.
@@ -450,88 +453,6 @@ fn unknown_attribute(root: &str, name: &str, known: &BTreeSet<String>, range: Ra
     };
     let help = meant.map_or(otherwise, |meant| format!("did you mean `{root}.{meant}`?"));
     Problem { range, message, help: Some(help) }
-}
-
-fn span<T>(node: &Spanned<T>) -> Range<usize> {
-    let span = node.span();
-    span.start_offset as usize..span.end_offset as usize
-}
-
-fn range(expression: &Expr<'_>) -> Range<usize> {
-    let span = expression.span();
-    span.start_offset as usize..span.end_offset as usize
-}
-
-/// Returns the expressions that a statement itself holds.
-fn expressions<'s, 'a>(statement: &'s Stmt<'a>) -> Vec<&'s Expr<'a>> {
-    match statement {
-        Stmt::EmitExpr(part) => vec![&part.expr],
-        Stmt::ForLoop(part) => [&part.iter].into_iter().chain(&part.filter_expr).collect(),
-        Stmt::IfCond(part) => vec![&part.expr],
-        Stmt::WithBlock(part) => part.assignments.iter().map(|(_, value)| value).collect(),
-        Stmt::Set(part) => vec![&part.expr],
-        Stmt::SetBlock(part) => part.filter.iter().collect(),
-        Stmt::AutoEscape(part) => vec![&part.enabled],
-        Stmt::FilterBlock(part) => vec![&part.filter],
-        Stmt::Macro(part) => part.defaults.iter().collect(),
-        Stmt::CallBlock(part) => arguments(&part.call.expr, &part.call.args),
-        Stmt::Do(part) => arguments(&part.call.expr, &part.call.args),
-        _ => Vec::new(),
-    }
-}
-
-/// Returns the statements inside a statement.
-fn bodies<'s, 'a>(statement: &'s Stmt<'a>) -> Vec<&'s [Stmt<'a>]> {
-    match statement {
-        Stmt::Template(part) => vec![&part.children],
-        Stmt::ForLoop(part) => vec![&part.body, &part.else_body],
-        Stmt::IfCond(part) => vec![&part.true_body, &part.false_body],
-        Stmt::WithBlock(part) => vec![&part.body],
-        Stmt::SetBlock(part) => vec![&part.body],
-        Stmt::AutoEscape(part) => vec![&part.body],
-        Stmt::FilterBlock(part) => vec![&part.body],
-        Stmt::Block(part) => vec![&part.body],
-        Stmt::Macro(part) => vec![&part.body],
-        Stmt::CallBlock(part) => vec![&part.macro_decl.body],
-        _ => Vec::new(),
-    }
-}
-
-/// Returns the expressions inside an expression.
-fn children<'s, 'a>(expression: &'s Expr<'a>) -> Vec<&'s Expr<'a>> {
-    match expression {
-        Expr::Var(_) | Expr::Const(_) => Vec::new(),
-        Expr::Slice(part) => {
-            [&part.expr].into_iter().chain(&part.start).chain(&part.stop).chain(&part.step).collect()
-        }
-        Expr::UnaryOp(part) => vec![&part.expr],
-        Expr::BinOp(part) => vec![&part.left, &part.right],
-        Expr::Compare(part) => [&part.expr].into_iter().chain(part.ops.iter().map(|op| &op.expr)).collect(),
-        Expr::IfExpr(part) => {
-            [&part.test_expr, &part.true_expr].into_iter().chain(&part.false_expr).collect()
-        }
-        Expr::Filter(part) => part.expr.iter().chain(part.args.iter().map(argument)).collect(),
-        Expr::Test(part) => arguments(&part.expr, &part.args),
-        Expr::GetAttr(part) => vec![&part.expr],
-        Expr::GetItem(part) => vec![&part.expr, &part.subscript_expr],
-        Expr::Call(part) => arguments(&part.expr, &part.args),
-        Expr::List(part) => part.items.iter().collect(),
-        Expr::Tuple(part) => part.items.iter().collect(),
-        Expr::Map(part) => part.keys.iter().chain(&part.values).collect(),
-    }
-}
-
-fn arguments<'s, 'a>(first: &'s Expr<'a>, rest: &'s [CallArg<'a>]) -> Vec<&'s Expr<'a>> {
-    [first].into_iter().chain(rest.iter().map(argument)).collect()
-}
-
-fn argument<'s, 'a>(argument: &'s CallArg<'a>) -> &'s Expr<'a> {
-    match argument {
-        CallArg::Pos(value)
-        | CallArg::Kwarg(_, value)
-        | CallArg::PosSplat(value)
-        | CallArg::KwargSplat(value) => value,
-    }
 }
 
 #[cfg(test)]
