@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::script::{exec_until, shell_command};
+use super::script::{expect_success, shell_command};
 use super::{Context, ProvisionError};
 use crate::communicator::CommunicatorError;
 
@@ -12,7 +12,7 @@ use crate::communicator::CommunicatorError;
 pub(super) async fn reboot(timeout: Duration, cx: &Context<'_>) -> Result<(), ProvisionError> {
     let deadline = Instant::now() + timeout;
     let read = shell_command("cat /proc/sys/kernel/random/boot_id", []);
-    let boot_id = exec_until(&read, deadline, cx).await?.text();
+    let boot_id = expect_success(&read, "reading the boot id", deadline, cx).await?.text();
     if boot_id.is_empty() {
         return Err(CommunicatorError::Refused {
             what: "reading the boot id".to_owned(),

@@ -36,7 +36,7 @@ const POLL_BYTES: usize = 48 * 1024;
 const POLL_PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(1);
 
 /// How long an unfinished line may stand before it is shown.
-const UNFINISHED: Duration = Duration::from_millis(1500);
+const UNFINISHED: Duration = Duration::from_millis(800);
 
 /// How long one short command of forge's own may take.
 const SHORT: Duration = Duration::from_secs(30);
@@ -158,13 +158,8 @@ impl Run<'_> {
         }
         let mut command = shell_command(START, [self.folder.as_str(), RUNNER]).stdin(input);
         command.argv.extend_from_slice(self.what.interpreter);
-        let output = exec_until(&command, self.deadline, self.cx).await?;
-        if !output.success() {
-            return Err(ProvisionError::Communicator(CommunicatorError::Refused {
-                what: format!("starting {}", self.what.name),
-                reason: self.mask.apply(String::from_utf8_lossy(&output.stderr).trim()),
-            }));
-        }
+        let name = format!("starting {}", self.what.name);
+        expect_success(&command, &name, self.deadline, self.cx).await?;
         Ok(())
     }
 
@@ -208,10 +203,11 @@ impl Run<'_> {
     async fn look(&self, offset: usize) -> Result<Look, ProvisionError> {
         let (offset, limit) = (offset.to_string(), POLL_BYTES.to_string());
         let command = shell_command(POLL, [self.folder.as_str(), &offset, &limit]);
-        let output = exec_until(&command, self.deadline + GRACE, self.cx).await?;
+        let name = format!("looking at {}", self.what.name);
+        let output = exec_until(&command, &name, self.deadline + GRACE, self.cx).await?;
         parse_look(&output.stdout).ok_or_else(|| {
             ProvisionError::Communicator(CommunicatorError::Refused {
-                what: format!("looking at {}", self.what.name),
+                what: name,
                 reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             })
         })
@@ -220,7 +216,8 @@ impl Run<'_> {
     /// Ends what is left of the script and leaves nothing of it in the guest.
     async fn clean_up(&self, ended: bool) -> Result<(), ProvisionError> {
         let command = shell_command(STOP, [self.folder.as_str()]);
-        let output = exec_until(&command, Instant::now() + GRACE, self.cx).await?;
+        let name = format!("cleaning up after {}", self.what.name);
+        let output = exec_until(&command, &name, Instant::now() + GRACE, self.cx).await?;
         let left: usize = output.text().parse().unwrap_or(0);
         if ended && left > 0 {
             let processes = if left == 1 { "process" } else { "processes" };
@@ -266,9 +263,11 @@ pub(super) fn shell_command<'a>(text: &'a str, arguments: impl IntoIterator<Item
     Exec::new(["/bin/sh", "-c", text, "forge"].into_iter().chain(arguments)).timeout(SHORT)
 }
 
-/// Runs a command that may be repeated, until it is answered or the deadline has passed.
+/// Runs a command that may be repeated, until it is answered or the deadline has passed; `what`
+/// names it in errors, since its own argv is a page of shell.
 pub(super) async fn exec_until(
     command: &Exec,
+    what: &str,
     deadline: Instant,
     cx: &Context<'_>,
 ) -> Result<Output, CommunicatorError> {
@@ -281,9 +280,36 @@ pub(super) async fn exec_until(
                 drop(wait.await);
                 pause = (pause * 2).min(*POLL_PAUSE.end());
             }
-            result => return result,
+            result => return result.map_err(|error| named(error, what)),
         }
     }
+}
+
+/// Returns the error with another name for what was asked.
+fn named(mut error: CommunicatorError, name: &str) -> CommunicatorError {
+    let (CommunicatorError::NotSent { what, .. }
+    | CommunicatorError::Unknown { what, .. }
+    | CommunicatorError::Refused { what, .. }
+    | CommunicatorError::Timeout { what, .. }
+    | CommunicatorError::Gone { what, .. }
+    | CommunicatorError::TooLarge { what, .. }) = &mut error;
+    name.clone_into(what);
+    error
+}
+
+/// Returns what the command printed, or an error with what it said if it failed.
+pub(super) async fn expect_success(
+    command: &Exec,
+    what: &str,
+    deadline: Instant,
+    cx: &Context<'_>,
+) -> Result<Output, CommunicatorError> {
+    let output = exec_until(command, what, deadline, cx).await?;
+    if output.success() {
+        return Ok(output);
+    }
+    let reason = mask(cx).apply(String::from_utf8_lossy(&output.stderr).trim());
+    Err(CommunicatorError::Refused { what: what.to_owned(), reason })
 }
 
 /// Parses what `guest/poll.sh` prints.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use super::script::{exec_until, shell_command};
+use super::script::{expect_success, shell_command};
 use super::{Context, is_transient};
 use crate::communicator::{CommunicatorError, PUT_FILE_MAX};
 
@@ -48,11 +48,7 @@ pub(super) async fn put_parts(
     cx: &Context<'_>,
 ) -> Result<(), CommunicatorError> {
     let command = shell_command("mkdir -p -- \"$1\" && chmod 700 -- \"$1\"", [folder]);
-    let output = exec_until(&command, deadline, cx).await?;
-    if !output.success() {
-        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(CommunicatorError::Refused { what: format!("creating {folder}"), reason });
-    }
+    expect_success(&command, &format!("creating {folder}"), deadline, cx).await?;
     for (number, part) in content.chunks(PUT_FILE_MAX).enumerate() {
         put_part(&format!("{folder}/part-{number:06}"), part, deadline, cx).await?;
     }

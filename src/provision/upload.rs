@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::script::{Script, exec_until, script, shell_command};
+use super::script::{Script, expect_success, script, shell_command};
 use super::tarball::{self, Entry, EntryContent};
 use super::transfer::{Content, hex, put_part};
 use super::{Context, ProvisionError, is_rendered};
@@ -139,7 +139,7 @@ impl Target {
         if result.is_err() {
             let remove = shell_command("rm -rf -- \"$1\"", [work.as_str()]);
             // The first error is the one to show.
-            drop(exec_until(&remove, deadline, cx).await);
+            drop(expect_success(&remove, "removing what was sent", deadline, cx).await);
         }
         result
     }
@@ -155,13 +155,9 @@ impl Target {
         deadline: Instant,
         cx: &Context<'_>,
     ) -> Result<(), ProvisionError> {
-        let output = exec_until(command, deadline, cx).await?;
-        if output.success() {
-            return Ok(());
-        }
-        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(CommunicatorError::Refused { what: format!("{name}: unpacking in {}", self.folder), reason }
-            .into())
+        let what = format!("{name}: unpacking in {}", self.folder);
+        expect_success(command, &what, deadline, cx).await?;
+        Ok(())
     }
 
     /// Lets the guest fetch the archive; `false` when it cannot.
@@ -206,7 +202,7 @@ impl Target {
             "mkdir -p -- \"$1\" && umask 077 && mkdir -p -- \"$2\" && rm -f -- \"$2\"/*",
             [self.folder.as_str(), work],
         );
-        exec_until(&make, deadline, cx).await?;
+        expect_success(&make, &format!("creating {}", self.folder), deadline, cx).await?;
         let local =
             |error| ProvisionError::Local { path: PathBuf::from("the packed archive"), source: error };
         archive.file.rewind().map_err(local)?;
