@@ -169,15 +169,16 @@ END
 logs=$(find /var/log -type f -size +0)
 [ -z "$logs" ] || remains "logs: $logs"
 # Arguments after `---` on the medium's kernel line are copied to the installed system.
-if grep -HsE '[ "](ds=|autoinstall|subiquity)' /etc/default/grub /etc/default/grub.d/*.cfg \
-    /boot/grub/grub.cfg /etc/kernel/cmdline >&2; then
+# Through cat, because grep's exit code is another as soon as one of the files is missing.
+if cat /etc/default/grub /etc/default/grub.d/*.cfg /boot/grub/grub.cfg /etc/kernel/cmdline \
+    2>/dev/null | grep -E '[ "](ds=|autoinstall|subiquity)' >&2; then
     remains 'arguments of the build in the boot configuration'
 fi
 if grep -qsE '^[^#].*[[:space:]]swap[[:space:]]' /etc/fstab; then
     remains 'swap in /etc/fstab'
 fi
 if [ "$left" -gt 0 ]; then
-    echo "sealing left $left things behind" >&2
+    echo "sealing is not complete: $left left" >&2
     exit 1
 fi
 

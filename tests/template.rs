@@ -265,3 +265,47 @@ fn builder_profiles_fit_their_model() {
         assert!(profile.qemu.is_some());
     }
 }
+
+/// A command such as `! grep x a b` never fails while one of its files is missing.
+#[test]
+fn command_checks_fail_when_they_should() {
+    let definition = definition(&json!({}));
+    let folder = tempfile::tempdir().unwrap();
+    for (name, path, good, bad) in [
+        (
+            "kernel arguments are free of the build",
+            "/etc/default/grub",
+            "X=\"quiet\"",
+            "X=\"quiet ds=nocloud\"",
+        ),
+        ("nothing of the installer is left", "/etc/cloud/ds-identify.cfg", "", "policy: enabled"),
+        (
+            "root has no SSH key that logs in",
+            "/root/.ssh/authorized_keys",
+            "no-port-forwarding,x k",
+            "ssh-ed25519 k",
+        ),
+        ("no swap", "/etc/fstab", "UUID=1 / ext4 defaults 0 1", "/swap.img none swap sw 0 0"),
+        ("SSH has no weak moduli", "/etc/ssh/moduli", "2024 2 6 100 3071 2 A", "2024 2 6 100 2047 2 A"),
+    ] {
+        let check = definition.checks.iter().find(|check| check.name == name).unwrap();
+        let file = folder.path().join(name.replace(' ', "-"));
+        let own = format!("{} ", file.display());
+        let run = format!("{} ", check.command.as_ref().unwrap().run.trim_end());
+        // The other files are this host's, or missing.
+        let run = run.replace("/proc/swaps", "/dev/null").replace("/proc/cmdline ", "");
+        let run = run
+            .replace(&format!("{path} "), &own)
+            .replace(&format!("{path};"), &format!("{};", file.display()));
+        assert!(run.contains(own.trim()), "{name}: {run}");
+        for (text, holds) in [(good, true), (bad, false)] {
+            if text.is_empty() {
+                drop(fs::remove_file(&file));
+            } else {
+                fs::write(&file, format!("{text}\n")).unwrap();
+            }
+            let output = Command::new("sh").args(["-c", &run]).output().unwrap();
+            assert_eq!(output.status.success(), holds, "{name} with `{text}`: {output:?}");
+        }
+    }
+}
