@@ -318,11 +318,13 @@ impl Step<'_> {
         self.run.emit(Event::Note { step: Some(self.id.to_owned()), message: message.into() });
     }
 
-    /// Shows a warning now; the step ends as warned.
-    pub fn warn(&self, message: impl Into<String>) {
-        let message = message.into();
-        *lock(&self.warning) = Some(message.clone());
-        self.run.emit(Event::Warning { step: Some(self.id.to_owned()), message });
+    /// Adds a warning; the step ends as warned, which shows it.
+    pub fn warn(&self, message: &str) {
+        let mut warning = lock(&self.warning);
+        match &mut *warning {
+            Some(earlier) => *earlier = format!("{earlier}\n{message}"),
+            None => *warning = Some(message.to_owned()),
+        }
     }
 
     /// Shows that something is tried again.

@@ -188,7 +188,7 @@ fn plain_lines() {
 }
 
 #[test]
-fn a_thousand_progress_events_in_a_second_are_ten_lines() {
+fn a_thousand_progress_events_in_a_second_are_one_line() {
     let buffer = Buffer::default();
     let report = Lines::new(Box::new(buffer.clone()), &[], Verbosity::Normal);
     let progress = |n: u64| {
@@ -201,7 +201,7 @@ fn a_thousand_progress_events_in_a_second_are_ten_lines() {
     let started = r#"{"at":0,"run":"r","template":"t","event":"step_started","step":"f","title":"fetching"}"#;
     report.emit(&serde_json::from_str(started).unwrap());
     (0..=1000).for_each(|n| report.emit(&progress(n)));
-    assert_eq!(buffer.text().lines().count(), 1 + 11, "{}", buffer.text());
+    assert_eq!(buffer.text().lines().count(), 1 + 1, "{}", buffer.text());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 
-use crate::definition::{Check, CheckAt, VariableValue};
+use crate::definition::{Check, CheckAt, Timeout, VariableValue};
 use crate::plan::Plan;
 use crate::qemu::Machine;
 
@@ -74,9 +74,14 @@ impl Keeper {
     }
 }
 
-/// Returns the checks that are made there.
-fn checks_at(plan: &Plan, place: CheckAt) -> Vec<&Check> {
-    plan.active_checks().filter(|check| check.at.is_empty() || check.at.contains(&place)).collect()
+/// Returns the checks that are made there, with the patience that guests on this host need.
+fn checks_at(plan: &Plan, host: &host::Host, place: CheckAt) -> Vec<Check> {
+    let here = plan.active_checks().filter(|check| check.at.is_empty() || check.at.contains(&place));
+    let mut checks: Vec<Check> = here.cloned().collect();
+    for command in checks.iter_mut().filter_map(|check| check.command.as_mut()) {
+        command.timeout = command.timeout.map(|limit| Timeout::from(host.scaled(limit.duration())));
+    }
+    checks
 }
 
 /// Returns the variables' values for the manifest; of a secret only whether it is set.

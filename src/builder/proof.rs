@@ -336,9 +336,10 @@ async fn template_checks(
     agent: &SocketAgent,
     findings: &mut Findings<'_>,
 ) -> Result<(), Failure> {
-    let checks = super::checks_at(subject.plan, CheckAt::Proof);
+    let checks = super::checks_at(subject.plan, subject.host, CheckAt::Proof);
     let timeout = subject.host.scaled(subject.plan.definition.timeouts.check.duration());
-    let found = check::run(&checks, agent, timeout, &|_| ()).await.kind(Kind::Guest)?;
+    let found =
+        check::run(&checks.iter().collect::<Vec<_>>(), agent, timeout, &|_| ()).await.kind(Kind::Guest)?;
     for finding in found {
         findings.add(&finding.name, finding.passed, &finding.detail);
     }

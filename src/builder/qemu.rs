@@ -452,7 +452,10 @@ impl provision::Bulk for OverHttp<'_> {
 /// Returns what a person reads while a step runs.
 fn title(step: &definition::Step) -> String {
     if let Some(packages) = &step.packages {
-        return format!("installing {}", packages.install.join(", "));
+        return match packages.install.as_slice() {
+            few if few.len() <= 4 => format!("installing {}", few.join(", ")),
+            many => format!("installing {} packages", many.len()),
+        };
     }
     if let Some(upload) = &step.upload {
         return format!("putting {} into the guest", upload.destination);
@@ -527,9 +530,9 @@ async fn check_guest(
     agent: &SocketAgent,
     step: &Step<'_>,
 ) -> Result<Vec<CheckResult>, Failure> {
-    let checks = super::checks_at(plan, CheckAt::Build);
+    let checks = super::checks_at(plan, host, CheckAt::Build);
     let timeout = host.scaled(plan.definition.timeouts.check.duration());
-    let found = check::run(&checks, agent, timeout, &|finding| {
+    let found = check::run(&checks.iter().collect::<Vec<_>>(), agent, timeout, &|finding| {
         step.check(&finding.name, finding.passed, &finding.detail);
     })
     .await

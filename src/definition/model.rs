@@ -845,6 +845,12 @@ impl Timeout {
     }
 }
 
+impl From<Duration> for Timeout {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
 impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();

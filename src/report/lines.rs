@@ -15,6 +15,9 @@ use super::{Verbosity, summary, view};
 /// A progress is told again after so many seconds, or when it is a tenth further.
 const AGAIN: f64 = 15.0;
 
+/// The least seconds between two lines about bytes or percent, however fast they come.
+const GAP: f64 = 5.0;
+
 /// The width of the closing table; other lines are as long as they are.
 const WIDTH: usize = 100;
 
@@ -176,7 +179,8 @@ impl Shown {
         if let Some(told) = last.map(|index| &self.told[index]) {
             let next_stage = progress.unit == Unit::Stages && told.done != progress.done;
             let same = told.tenth == tenth && told.done <= progress.done && !next_stage;
-            if same && at - told.at < AGAIN {
+            let quick = progress.unit != Unit::Stages && at - told.at < GAP;
+            if quick || (same && at - told.at < AGAIN) {
                 return Vec::new();
             }
         }
