@@ -46,7 +46,7 @@ const STEPS: [&str; 14] = [
 ];
 
 /// How long a build may take on a busy machine before a test gives it up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long after forge's end the last of its processes may still be there.
 const GONE: Duration = Duration::from_secs(3);
@@ -72,7 +72,7 @@ default = "DIGEST"
 default = "60s"
 
 [variables.install]
-default = "60s"
+default = "90s"
 
 [variables.boot]
 default = "60s"
@@ -1002,7 +1002,7 @@ fn the_installation_fails() {
         installer_fails(&[("FORGE_FAKE", "install:reset")], 13, "the guest reset itself while", &[]),
         installer_fails(&[("FORGE_FAKE", "install:reboots")], 13, "shutdown: poweroff", &[]),
         installer_fails(&[("FORGE_FAKE", "install:panic")], 13, "kernel panicked while", &[]),
-        installer_fails(&[("FORGE_FAKE", "install:hang")], 17, "did not end within", &["--var", "install=3s"]),
+        installer_fails(&[("FORGE_FAKE", "install:hang")], 17, "did not end within", &["--var", "fetch=2s", "--var", "install=3s"]),
         installer_fails(&[("FORGE_FAKE", "install:no-fetch")], 17, "nothing fetched", &["--var", "fetch=1s"]),
     ]);
 }
