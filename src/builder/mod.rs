@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 
 use crate::definition::{Check, CheckAt, Timeout, VariableValue};
+use crate::failure::Kind;
 use crate::plan::Plan;
-use crate::qemu::Machine;
+use crate::qemu::{End, Machine};
 
 /// What becomes of a machine whose build failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -91,6 +92,15 @@ fn shown_variables(plan: &Plan) -> BTreeMap<String, serde_json::Value> {
         VariableValue::Secret(secret) => serde_json::json!({"secret": true, "set": secret.is_set()}),
     };
     plan.variables.iter().map(|(name, variable)| (name.clone(), show(&variable.value))).collect()
+}
+
+/// Returns what kind of failure it is that a guest does not answer.
+fn silence(machine: &Machine) -> Kind {
+    match machine.state().borrow().end {
+        None => Kind::Deadline,
+        Some(End::Crashed { .. }) => Kind::Infrastructure,
+        Some(_) => Kind::Guest,
+    }
 }
 
 /// The file that gets each line of a guest's output whole.

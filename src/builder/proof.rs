@@ -101,7 +101,7 @@ pub async fn prove(
     step.worker(Worker::Guest);
     let result = look(subject, drive, step, &machine, &seed, &key).await;
     step.worker(Worker::Qemu);
-    if result.is_err() {
+    if !result.as_ref().is_ok_and(|results| results.iter().all(|result| result.passed)) {
         // Evidence, as far as it can be had.
         let _taken = machine.screenshot(&step.run().path(format!("{}.png", drive.at()))).await;
     }
@@ -120,7 +120,7 @@ async fn look(
     let deadline = subject.host.scaled(subject.plan.definition.timeouts.boot.duration());
     let agent = SocketAgent::new(machine.agent_socket(), machine.state());
     let started = tokio::time::Instant::now();
-    agent.wait_until_ready(deadline).await.kind(Kind::Guest)?;
+    agent.wait_until_ready(deadline).await.kind(super::silence(machine))?;
     step.note(format!("the clone's agent answers after {}", crate::event::human_duration(started.elapsed())));
     let mut findings = Findings { at: drive.at(), step, list: Vec::new() };
     let cloud_init = wait_for_cloud_init(&agent, deadline).await.kind(Kind::Guest)?;

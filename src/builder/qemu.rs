@@ -425,7 +425,7 @@ async fn boot(
     let agent = SocketAgent::new(machine.agent_socket(), machine.state());
     let started = tokio::time::Instant::now();
     let deadline = host.scaled(plan.definition.timeouts.boot.duration());
-    agent.wait_until_ready(deadline).await.kind(Kind::Guest).map_err(|failure| {
+    agent.wait_until_ready(deadline).await.kind(super::silence(&machine)).map_err(|failure| {
         failure
             .hint("the installed system did not bring its guest agent up: see guest.png and the serial log")
             .hint("is qemu-guest-agent among the packages of the autoinstall file?")

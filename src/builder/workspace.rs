@@ -72,6 +72,12 @@ impl Workspace {
                 remove(&work)?;
                 swept.push(work);
             }
+            // The sockets of its machines, and perhaps the URL that a guest was about to be told.
+            for machine in folders(run)? {
+                for sockets in folders(&machine)?.iter().filter(|it| is_sockets(it)) {
+                    remove(sockets)?;
+                }
+            }
             if index < old {
                 remove(run)?;
             }
@@ -203,6 +209,11 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Tells whether a folder in a machine's folder is that of its sockets.
+fn is_sockets(folder: &Path) -> bool {
+    folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("forge-"))
 }
 
 fn new_id() -> anyhow::Result<String> {
