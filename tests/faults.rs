@@ -1004,6 +1004,18 @@ fn qemu_fails() {
 }
 
 #[test]
+fn a_qemu_that_dies_when_it_is_to_run_is_quoted() {
+    each_happens(&[Fault {
+        fakes: &[("FORGE_FAKE", "guest:crash-at-once")],
+        args: &[],
+        step: "boot",
+        code: 12,
+        says: "Assertion `!fault' failed",
+        evidence: &["guest/qemu.log"],
+    }]);
+}
+
+#[test]
 fn the_installation_fails() {
     let installer_fails = |fault, code, says, args| Fault {
         fakes: fault,
