@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use forge::artifact::Manifest;
+use forge::artifact::{MANIFEST_VERSION, Manifest};
 use forge::event::{Event, Outcome, Record, Worker};
 use serde_json::Value;
 
@@ -177,6 +177,29 @@ fn a_medium_becomes_a_proven_template() {
     }
     println!("checks that hold: {places:?}");
     assert!(places["build"] >= 20 && places["proof"] >= 28 && places["config-drive"] >= 4, "{places:?}");
+
+    // The manifest's own facts, and the logs beside it.
+    assert_eq!(manifest.format, MANIFEST_VERSION);
+    assert!(manifest.plan.starts_with("sha256:") && !manifest.spans.is_empty());
+    assert_eq!(manifest.forge.version, env!("CARGO_PKG_VERSION"));
+    assert!(manifest.revision.is_some(), "no git revision");
+    assert!(out.join("logs/events.jsonl").exists() && out.join("logs/install/serial.log").exists());
+
+    // The medium came first and unwritable; the installed system saw nothing of it, nor of the seed.
+    let args = |machine: &str| {
+        let listing = build.folder().join(machine).join("qemu.args");
+        fs::read_to_string(&listing).unwrap_or_else(|error| panic!("{}: {error}", listing.display()))
+    };
+    let first_cd = args("install").lines().find(|line| line.contains("node-name=cd0")).map(str::to_owned);
+    let first_cd = first_cd.expect("a first CD");
+    assert!(
+        first_cd.contains(&medium.display().to_string()) && first_cd.ends_with("read-only=on"),
+        "{first_cd}"
+    );
+    assert!(args("install").contains("-smbios") && args("install").contains("seed.iso"));
+    for trace in ["-smbios", "ide-cd", ".iso"] {
+        assert!(!args("guest").contains(trace), "{trace} in {}", args("guest"));
+    }
 
     // What lies there is whole, alone, and tells no secrets.
     assert_eq!(manifest.disk.size, fs::metadata(out.join("disk.qcow2")).expect("a disk").len());

@@ -680,14 +680,16 @@ async fn wrong_steps_are_refused_before_the_guest_is_touched() {
 async fn sealing_tells_the_script_what_must_be_gone() {
     let bench = Bench::new();
     fs::write(bench.path("seal.sh"), "echo \"$USER_NAME|$FORGE_ABSENT|$FORGE_TRIM\"\n").unwrap();
-    let what = Seal {
-        script: "seal.sh".to_owned(),
-        env: BTreeMap::from([("USER_NAME".to_owned(), "odin".to_owned())]),
-        absent: vec!["/a b".to_owned(), "/c*".to_owned()],
-        trim: false,
-    };
-    bench.with_context(async |cx| seal(&what, Duration::from_secs(20), cx).await).await.unwrap();
-    assert_eq!(bench.shown(), ["odin|/a b", "/c*|no"]);
+    for trim in [false, true] {
+        let what = Seal {
+            script: "seal.sh".to_owned(),
+            env: BTreeMap::from([("USER_NAME".to_owned(), "odin".to_owned())]),
+            absent: vec!["/a b".to_owned(), "/c*".to_owned()],
+            trim,
+        };
+        bench.with_context(async |cx| seal(&what, Duration::from_secs(20), cx).await).await.unwrap();
+    }
+    assert_eq!(bench.shown(), ["odin|/a b", "/c*|no", "odin|/a b", "/c*|yes"]);
 }
 
 /// A guest that reboots: it remembers what it was asked, and loses some answers.

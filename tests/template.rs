@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use forge::definition::Definition;
+use forge::definition::{CheckAt, Definition};
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde_json::{Value, json};
@@ -308,4 +308,68 @@ fn command_checks_fail_when_they_should() {
             assert_eq!(output.status.success(), holds, "{name} with `{text}`: {output:?}");
         }
     }
+}
+
+/// What holds in the build holds in the proof again; what only a clone can show is named here.
+#[test]
+fn checks_hold_in_the_build_and_again_in_the_proof() {
+    let mut clones_only = BTreeSet::new();
+    for check in definition(&json!({})).checks {
+        assert!(check.at.is_empty() || check.at == [CheckAt::Proof], "{} is not in the proof", check.name);
+        if !check.at.is_empty() {
+            clones_only.insert(check.name);
+        }
+    }
+    let expected = [
+        "clone's key is accepted for the user",
+        "cloud-init is done",
+        "cloud-init is on",
+        "cloud-init took the clone's drive",
+        "machine-id was made at first boot",
+        "network comes from cloud-init alone",
+        "nothing of the installer is left",
+    ];
+    assert_eq!(clones_only, expected.map(str::to_owned).into());
+}
+
+#[test]
+fn hardening_scripts_live_in_one_place() {
+    for template in fs::read_dir(root().join("templates")).unwrap() {
+        let text = fs::read_to_string(template.unwrap().path().join("template.toml")).unwrap();
+        for script in text.lines().filter_map(|line| line.trim().strip_prefix("script = ")) {
+            assert!(script.starts_with("\"hardening/"), "{script}");
+        }
+    }
+}
+
+/// Sealing fails when one of these is still there, so none may be forgotten here.
+#[test]
+fn sealing_looks_for_what_must_be_gone() {
+    let text = fs::read_to_string(root().join("hardening/seal.sh")).unwrap();
+    let (removing, proof) = text.split_once("# --- Proof ---").unwrap();
+    let own = definition(&json!({})).seal.absent.join("\n");
+    for path in [
+        "/etc/ssh/ssh_host_*",
+        "/var/lib/cloud",
+        "/var/log/installer",
+        "/autoinstall.yaml",
+        "/etc/cloud/cloud.cfg.d/99-installer.cfg",
+        "/etc/cloud/cloud.cfg.d/90-installer-network.cfg",
+        "/etc/cloud/clean.d/99-installer",
+        "/etc/cloud/cloud-init.disabled",
+        "/etc/netplan/*",
+        "/var/lib/apt/lists/*",
+        "/var/lib/systemd/random-seed",
+        "/var/log/journal/*",
+        "/var/log/cloud-init*",
+        "/root/.ssh",
+        "/home/odin/.bash_history",
+        "/home/odin/.cache",
+    ] {
+        let listed = |line: &str| line.trim_start_matches("absent='").trim_end_matches('\'') == path;
+        assert!(proof.lines().chain(own.lines()).any(listed), "{path} is not looked for");
+    }
+    assert!(proof.contains("[ ! -s /etc/machine-id ] || remains"));
+    assert!(proof.contains("logs=$(find /var/log -type f -size +0)\n[ -z \"$logs\" ] || remains"));
+    assert!(proof.contains("fstrim --all") && removing.contains("apt-get clean"));
 }

@@ -207,3 +207,28 @@ fn not_fetched(limits: &Limits) -> Failure {
     .hint("a waiting installer: the guest has no network; check its NIC and DHCP, or use `seed.transport = \"cdrom\"`")
     .hint("more time: `timeouts.fetch`")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_nobody_fetched_are_diagnosed() {
+        let limits = Limits {
+            fetch: Some(Duration::from_mins(5)),
+            install: Duration::from_hours(1),
+            address: "http://10.0.2.2:8000".to_owned(),
+            answers: "autoinstall.yaml".to_owned(),
+        };
+        let failure = not_fetched(&limits);
+        assert_eq!(failure.kind, Kind::Deadline);
+        let told = failure.to_string();
+        assert!(told.contains("http://10.0.2.2:8000") && told.contains("5 min"), "{told}");
+        let hints = failure.hints.join("\n");
+        for cause in
+            ["screenshot", "did not boot", "seed volume", "network", "seed.transport", "timeouts.fetch"]
+        {
+            assert!(hints.contains(cause), "{cause} is not in {hints}");
+        }
+    }
+}

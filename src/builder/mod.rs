@@ -158,3 +158,29 @@ fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_says_whether_files_differ_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(git_revision(folder.path()), None);
+        let git = |args: &[&str]| {
+            let who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"];
+            let output =
+                Command::new("git").arg("-C").arg(folder.path()).args(who).args(args).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        fs::write(folder.path().join("a"), "1").unwrap();
+        git(&["init", "--quiet"]);
+        git(&["add", "a"]);
+        git(&["commit", "--quiet", "--message", "x"]);
+        let head = git(&["rev-parse", "HEAD"]);
+        assert_eq!(git_revision(folder.path()), Some(head.clone()));
+        fs::write(folder.path().join("a"), "2").unwrap();
+        assert_eq!(git_revision(folder.path()), Some(head + "-dirty"));
+    }
+}

@@ -708,3 +708,51 @@ fn finish(manifest: &Manifest, run: &Run, workspace: &Workspace, staging: &Stagi
     staging.commit().kind(Kind::Infrastructure)?;
     Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::definition::{Inputs, Root};
+    use crate::event::{Record, Sink};
+    use crate::plan::{Selection, choose_builder, resolve};
+    use crate::run::Cancel;
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn emit(&self, _: &Record) {}
+    }
+
+    /// Returns what the installer is given: the volume's bytes, the serial number, what is served.
+    #[expect(clippy::used_underscore_binding, reason = "a build only keeps the offers alive")]
+    async fn given(transport: Transport) -> (Vec<u8>, Option<String>, Vec<String>) {
+        let root = Root::at(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let loaded = definition::load(&root, "ubuntu-noble", &Inputs::default()).unwrap();
+        let builder = choose_builder(None, &BTreeMap::new(), &loaded.definition);
+        let mut plan = resolve(&root, loaded, builder, &Selection::default()).unwrap();
+        plan.definition.seed.transport = transport;
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::create(folder.path()).unwrap();
+        let run =
+            Run::new("r".into(), "t".into(), folder.path().into(), Arc::new(Nowhere), Cancel::default());
+        let work = async |step: &Step<'_>| prepare_seed(&plan, &workspace, step).await;
+        let seed = run.step("seed", "title", Worker::Forge, work).await.unwrap();
+        let served = seed._offers.iter().map(|offer| offer.url().to_owned()).collect();
+        (std::fs::read(&seed.volume).unwrap(), seed.serial.clone(), served)
+    }
+
+    #[tokio::test]
+    async fn answers_are_served_or_lie_on_the_volume() {
+        let (volume, serial, served) = given(Transport::Http).await;
+        assert!(volume == seed::stub_volume());
+        assert_eq!(serial.unwrap(), format!("forge={}", served[0]));
+        assert_eq!(served.len(), 1);
+
+        let (volume, serial, served) = given(Transport::Cdrom).await;
+        let holds = |text: &str| volume.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(holds("timezone: \"Europe/Paris\"") && !holds("{{ var.timezone"));
+        assert_eq!((serial, served.len()), (None, 0));
+    }
+}

@@ -251,6 +251,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_raw_image_has_the_bytes_themselves() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::write(path("base"), vec![7_u8; MIB as usize]).unwrap();
+        for (from, to) in [("base", "packed"), ("packed", "flat")] {
+            let [from_format, to_format] =
+                [from, to].map(|name| if name == "packed" { DiskFormat::Qcow2 } else { DiskFormat::Raw });
+            let how = Conversion { from: from_format, to: to_format, compress: to == "packed" };
+            convert(&path(from), &path(to), how, |_| ()).await.unwrap();
+        }
+        assert_eq!(info(&path("flat")).await.unwrap().format, "raw");
+        assert!(std::fs::read(path("flat")).unwrap() == vec![7_u8; MIB as usize]);
+    }
+
+    #[tokio::test]
     async fn failures_carry_qemu_imgs_words_and_leave_nothing() {
         let root = tempfile::tempdir().unwrap();
         let (source, target) = (root.path().join("none"), root.path().join("target"));

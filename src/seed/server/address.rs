@@ -191,6 +191,11 @@ mod tests {
     }
 
     #[test]
+    fn logs_may_have_256_mib_and_no_more() {
+        assert_eq!(settings().logs_max, 268_435_456);
+    }
+
+    #[test]
     fn a_peer_is_told_the_address_towards_it() {
         let reach = Reach::Towards(Ipv4Addr::LOCALHOST.into());
         let settings = Settings::new(reach, "/nowhere").unwrap();
