@@ -320,6 +320,11 @@ impl Root {
             || command_line(pid).contains(&self.mark)
     }
 
+    /// Returns what a machine of the newest run has said so far.
+    fn serial_log(&self, machine: &str) -> String {
+        fs::read_to_string(self.evidence().join(machine).join("serial.log")).unwrap_or_default()
+    }
+
     /// Returns the folder of the newest run.
     fn evidence(&self) -> PathBuf {
         let runs = self.path(".forge/runs");
@@ -747,7 +752,6 @@ fn build_until(root: &Root, step: &str) -> Build {
     let more: &[&str] = if step == "step:greet" { &["--var", "fault=slow"] } else { &[] };
     let mut build = root.start(fakes, &[&args, more].concat());
     build.wait_for_step(step);
-    let mark = root.mark.as_str();
     match step {
         "fetch" => wait_until("half the medium", || {
             let sizes =
@@ -755,10 +759,12 @@ fn build_until(root: &Root, step: &str) -> Build {
             sizes.sum::<u64>() >= root.iso.len() as u64 / 4
         }),
         "disks" | "export" => build.wait_for_process(&["sleep", "60"]),
-        "install" => build.wait_for_process(&["qemu-system-x86_64", "install", mark]),
-        "boot" => build.wait_for_process(&["qemu-system-x86_64", "guest", mark]),
+        "install" => {
+            wait_until("the installer", || root.serial_log("install").contains("stage-partitioning"));
+        }
+        "boot" => wait_until("the guest", || root.serial_log("guest").contains("login:")),
         "proof" | "config-drive" => {
-            build.wait_for_process(&["qemu-system-x86_64", &format!("{step}/"), mark])
+            wait_until("the clone", || root.serial_log(step).contains("login:"));
         }
         "step:greet" => build.wait_for("output", |event| event["event"] == "output"),
         "artifact" => build.wait_for_process(&["git"]),
