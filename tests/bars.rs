@@ -1,6 +1,8 @@
 //! What the release binary must hold: static, small, and quick to answer. `make` names it in
 //! `FORGE_RELEASE`; without that, only what a development build can show is shown.
 
+#![expect(clippy::print_stdout, reason = "what was measured is part of the result")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 //! in a real QEMU. Only variables differ from a user's build: the medium, its mirror, and the
 //! operating system that it installs (see `tests/standin`).
 
+#![expect(clippy::print_stdout, reason = "what was measured is part of the result")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader};

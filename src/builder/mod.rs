@@ -2,6 +2,7 @@
 
 pub mod clone;
 pub mod host;
+mod inputs;
 pub mod install;
 pub mod outside;
 pub mod proof;
@@ -12,16 +13,19 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
+use tokio::process::Command;
 
+use crate::check::{self, Finding};
 use crate::definition::{Check, CheckAt, Timeout, VariableValue};
 use crate::failure::Kind;
 use crate::plan::Plan;
 use crate::qemu::{End, Machine};
+use crate::run::Run;
 
 /// What becomes of a machine whose build failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -48,8 +52,11 @@ pub struct BuildOptions {
 #[derive(Debug, Clone, Default)]
 pub struct Keeper {
     wanted: Arc<AtomicBool>,
-    machines: Arc<Mutex<Vec<Arc<Machine>>>>,
+    machines: Arc<Mutex<Vec<Kept>>>,
 }
+
+/// A machine that still runs, with the port on which its SSH may answer.
+pub type Kept = (Arc<Machine>, u16);
 
 impl Keeper {
     /// Says that machines of failed builds are wanted.
@@ -63,14 +70,14 @@ impl Keeper {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Takes a machine that still runs.
-    pub fn keep(&self, machine: Arc<Machine>) {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
+    /// Takes a machine that still runs, with the port on which its SSH may answer.
+    pub fn keep(&self, machine: Arc<Machine>, ssh_port: u16) {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push((machine, ssh_port));
     }
 
     /// Returns the machines that are kept, and keeps them no longer.
     #[must_use]
-    pub fn take(&self) -> Vec<Arc<Machine>> {
+    pub fn take(&self) -> Vec<Kept> {
         std::mem::take(&mut *self.machines.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -92,6 +99,22 @@ fn shown_variables(plan: &Plan) -> BTreeMap<String, serde_json::Value> {
         VariableValue::Secret(secret) => serde_json::json!({"secret": true, "set": secret.is_set()}),
     };
     plan.variables.iter().map(|(name, variable)| (name.clone(), show(&variable.value))).collect()
+}
+
+/// Writes findings into the run's folder, for people (`checks-AT.txt`) and programs (`.json`).
+fn write_findings(run: &Run, at: &str, findings: &[Finding]) -> anyhow::Result<()> {
+    let json = serde_json::to_vec_pretty(findings).context("writing the findings")?;
+    workspace::write_whole(&run.path(format!("checks-{at}.json")), &json)?;
+    workspace::write_whole(&run.path(format!("checks-{at}.txt")), check::table(findings).as_bytes())
+}
+
+/// Returns what kind of failure it is that something went wrong with a guest: QEMU's own death is
+/// none of the guest's doing.
+fn gone(machine: &Machine, otherwise: Kind) -> Kind {
+    match machine.state().borrow().end {
+        Some(End::Crashed { .. }) => Kind::Infrastructure,
+        _ => otherwise,
+    }
 }
 
 /// Returns what kind of failure it is that a guest does not answer.
@@ -125,13 +148,16 @@ impl GuestLog {
 }
 
 /// Returns the git revision of a folder, with `-dirty` when files differ from it.
-fn git_revision(root: &Path) -> Option<String> {
+async fn git_revision(root: &Path) -> Option<String> {
     let output = Command::new("git")
         .arg("-C")
         .arg(root)
         .args(["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"])
+        .stdin(Stdio::null())
         .stderr(Stdio::null())
+        .kill_on_drop(true)
         .output()
+        .await
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
@@ -150,7 +176,7 @@ fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
             }
         } else if path
             .extension()
-            .is_some_and(|ending| ["jsonl", "log", "txt"].iter().any(|it| ending == *it))
+            .is_some_and(|ending| ["json", "jsonl", "log", "txt"].iter().any(|it| ending == *it))
         {
             fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
             fs::copy(&path, to.join(name)).with_context(context)?;
@@ -163,14 +189,19 @@ fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_revision_says_whether_files_differ_from_it() {
+    #[tokio::test]
+    async fn a_revision_says_whether_files_differ_from_it() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(git_revision(folder.path()), None);
+        assert_eq!(git_revision(folder.path()).await, None);
         let git = |args: &[&str]| {
             let who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"];
-            let output =
-                Command::new("git").arg("-C").arg(folder.path()).args(who).args(args).output().unwrap();
+            let output = std::process::Command::new("git")
+                .arg("-C")
+                .arg(folder.path())
+                .args(who)
+                .args(args)
+                .output()
+                .unwrap();
             assert!(output.status.success(), "{output:?}");
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
@@ -179,8 +210,8 @@ mod tests {
         git(&["add", "a"]);
         git(&["commit", "--quiet", "--message", "x"]);
         let head = git(&["rev-parse", "HEAD"]);
-        assert_eq!(git_revision(folder.path()), Some(head.clone()));
+        assert_eq!(git_revision(folder.path()).await, Some(head.clone()));
         fs::write(folder.path().join("a"), "2").unwrap();
-        assert_eq!(git_revision(folder.path()), Some(head + "-dirty"));
+        assert_eq!(git_revision(folder.path()).await, Some(head + "-dirty"));
     }
 }

@@ -141,7 +141,13 @@ async fn look(
         }
         Drive::ConfigDrive => config_drive(subject, seed, &agent, &mut findings).await.kind(Kind::Guest)?,
     }
+    let found: Vec<_> = findings.list.iter().map(finding).collect();
+    super::write_findings(step.run(), drive.at(), &found).kind(Kind::Infrastructure)?;
     Ok(findings.list)
+}
+
+fn finding(result: &CheckResult) -> check::Finding {
+    check::Finding { name: result.name.clone(), passed: result.passed, detail: result.detail.clone() }
 }
 
 struct Findings<'a> {

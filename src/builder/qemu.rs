@@ -7,6 +7,7 @@
 //!                  ends by power-off                                    folder    on it
 //! ```
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::host::{Host, Launch};
+use super::inputs::{ANSWERS, Media, Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits};
 use super::proof::{self, Drive, Identity, Subject};
 use super::workspace::{Staging, Workspace, remove, write_whole};
@@ -25,18 +27,17 @@ use crate::communicator::{Communicator, Exec};
 use crate::definition::{self, CheckAt, DiskFormat, Secret, Transport};
 use crate::event::{Unit, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::fetch::{self, Expected, FetchError};
-use crate::plan::{ForgeUrls, Plan, PlannedStep, SeedFile};
+use crate::fetch;
+use crate::plan::{Plan, PlannedStep};
 use crate::provision::{self, ProvisionError};
 use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Machine};
 use crate::run::{Ending, Run, Step};
-use crate::seed;
-use crate::seed::server::{Content, Reach, Server, ServerEvent, Settings};
+use crate::seed::server::{Content, Server, ServerEvent};
 
-/// The name under which the installer's answers are served.
-const ANSWERS: &str = "autoinstall.yaml";
+/// How many lines of its console a guest that failed is quoted with.
+const CONSOLE_LINES: usize = 10;
 
 /// Builds a plan's template and returns the artifact's folder.
 ///
@@ -58,7 +59,7 @@ pub async fn build(
             fetch_media(plan, step).await
         })
         .await?;
-    let mut seed = run
+    let seed = run
         .step("seed", "preparing the installer's answers", Worker::Forge, async |step| {
             if let Some(warning) = host.warning() {
                 step.warn(warning);
@@ -71,7 +72,7 @@ pub async fn build(
         .await?;
     run.step("install", "installing from the medium", Worker::Qemu, async |step| {
         let media = [media.paths(), vec![seed.volume.clone()]].concat();
-        install(plan, &host, workspace, options, &disks, media, &mut seed, step).await
+        install(plan, &host, workspace, options, &disks, media, &seed, step).await
     })
     .await?;
 
@@ -93,11 +94,11 @@ pub async fn build(
     }
     let mut checks = run
         .step("check", "checking the guest", Worker::Guest, async |step| {
-            check_guest(plan, &host, &guest.agent, step).await
+            check_guest(plan, &host, &guest, step).await
         })
         .await?;
     let facts = run
-        .step("facts", "listing the guest's packages", Worker::Guest, async |_| facts(&guest.agent).await)
+        .step("facts", "listing the guest's packages", Worker::Guest, async |_| facts(&guest).await)
         .await?;
     run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
         seal(plan, &host, &guest, &seed, step).await
@@ -128,7 +129,8 @@ pub async fn build(
         checks.extend(results);
     }
     run.step("artifact", "writing the manifest", Worker::Forge, async |_| {
-        let manifest = manifest(plan, &host, run, &media, disk, checks, facts);
+        let revision = super::git_revision(&plan.root).await;
+        let manifest = manifest(plan, &host, run, &media, disk, checks, facts, revision);
         finish(&manifest, run, workspace, &staging)
     })
     .await?;
@@ -147,153 +149,6 @@ fn register_folders(run: &Run, workspace: &Workspace, staging: &Staging, keeper:
         // A kept machine still runs on them; whoever keeps it removes them.
         if ending == Ending::Failed && keeper.is_wanted() { Ok(()) } else { Workspace::clear_work(&folder) }
     });
-}
-
-/// The verified media: the installer's first.
-#[derive(Debug)]
-struct Media(Vec<fetch::Image>);
-
-impl Media {
-    fn paths(&self) -> Vec<PathBuf> {
-        self.0.iter().map(|image| image.path.clone()).collect()
-    }
-}
-
-async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, Failure> {
-    let cache = fetch::Cache::of_user().kind(Kind::Infrastructure)?;
-    let mut images = Vec::new();
-    for (location, expected) in media(plan)? {
-        let show = |progress: fetch::Progress| show_fetch(step, progress);
-        let image =
-            fetch::image(&location, &plan.root, &expected, &cache, &show).await.map_err(fetch_failure)?;
-        if let Some(signer) = &image.signed_by {
-            step.note(format!("its checksum is signed by {signer}"));
-        }
-        images.push(image);
-    }
-    Ok(Media(images))
-}
-
-/// Returns where each medium is and what it must be.
-fn media(plan: &Plan) -> Result<Vec<(String, Expected)>, Failure> {
-    let source = &plan.definition.source;
-    let expected = match (&source.sha256, &source.checksums) {
-        (Some(sha256), _) => Expected::Sha256(sha256.clone()),
-        (None, Some(checksums)) => Expected::Signed {
-            file: checksums.file.clone(),
-            signature: checksums.signature.clone(),
-            key: plan.root.join("templates").join(&plan.template).join(&checksums.key),
-            fingerprint: checksums.fingerprint.clone(),
-            name: checksums.name.clone().unwrap_or_else(|| last_part(&source.iso)),
-        },
-        (None, None) => {
-            return Err(Failure::new(Kind::Definition, anyhow!("source has neither sha256 nor checksums")));
-        }
-    };
-    let mut media = vec![(source.iso.clone(), expected)];
-    let cdroms = plan.definition.machine.cdroms.iter();
-    media.extend(cdroms.map(|cdrom| (cdrom.iso.clone(), Expected::Sha256(cdrom.sha256.clone()))));
-    Ok(media)
-}
-
-fn last_part(location: &str) -> String {
-    location.rsplit('/').next().unwrap_or(location).to_owned()
-}
-
-/// Tells inputs that are not what they should be from a machine or network that fails.
-fn fetch_failure(error: FetchError) -> Failure {
-    use FetchError as Error;
-    let kind = match &error {
-        Error::Location { .. } | Error::NoDigest { .. } => Kind::Definition,
-        Error::Unreachable { .. }
-        | Error::Tls { .. }
-        | Error::Space { .. }
-        | Error::Disk { .. }
-        | Error::NoCache => Kind::Infrastructure,
-        _ => Kind::Plan,
-    };
-    Failure::new(kind, error)
-}
-
-fn show_fetch(step: &Step<'_>, progress: fetch::Progress) {
-    match progress {
-        fetch::Progress::Downloading { done, total } => {
-            step.worker(Worker::Download);
-            step.progress(done, total, Unit::Bytes, Some("downloading"));
-        }
-        fetch::Progress::Hashing { done, total } => {
-            step.worker(Worker::Hash);
-            step.progress(done, Some(total), Unit::Bytes, Some("verifying"));
-        }
-        fetch::Progress::Waiting(what) => {
-            step.worker(Worker::Download);
-            step.note(what);
-        }
-        fetch::Progress::Retry { attempt, of, reason } => step.retry(attempt, of, reason),
-        fetch::Progress::Remembered => step.note("the medium was verified before and has not changed since"),
-    }
-}
-
-/// The installer's answers, on their way to it.
-#[derive(Debug)]
-struct Prepared {
-    server: Server,
-    events: UnboundedReceiver<ServerEvent>,
-    volume: PathBuf,
-    serial: Option<String>,
-    transport: Transport,
-    // Files stay on offer as long as these live.
-    _offers: Vec<seed::server::Offer>,
-}
-
-async fn prepare_seed(plan: &Plan, workspace: &Workspace, step: &Step<'_>) -> Result<Prepared, Failure> {
-    let http = &plan.builder.profile.http;
-    let settings = Settings::new(Reach::QEMU, workspace.folder.join("installer-logs"))
-        .and_then(|settings| {
-            let [bind, port, advertise] = [&http.bind, &http.port, &http.advertise].map(Option::as_deref);
-            settings.with_profile(Reach::QEMU, bind, port, advertise)
-        })
-        .kind(Kind::Definition)?;
-    let (server, events) = Server::start(settings).await.kind(Kind::Infrastructure)?;
-    let urls =
-        ForgeUrls { url: server.url(""), report_url: server.report_url(), logs_url: server.logs_url() };
-    let files = plan.render_seed(&urls)?;
-    let transport = plan.definition.seed.transport;
-    let answers = answers(&files)?;
-    let (volume, serial) = match transport {
-        Transport::Http => {
-            (seed::stub_volume(), Some(seed::serial(&server.url(ANSWERS)).kind(Kind::Definition)?))
-        }
-        Transport::Cdrom => (seed::cdrom_volume(answers).kind(Kind::Definition)?, None),
-    };
-    let mut offers = Vec::new();
-    for file in &files {
-        let name = if file.is_autoinstall { ANSWERS } else { &file.name };
-        if !(file.is_autoinstall && transport == Transport::Cdrom) {
-            offers.push(server.offer(name, file.content.clone()).kind(Kind::Definition)?);
-        }
-    }
-    let path = workspace.work("seed.iso");
-    write_whole(&path, &volume).kind(Kind::Infrastructure)?;
-    step.note(format!("answers are served at {}", server.advertises()));
-    Ok(Prepared { server, events, volume: path, serial, transport, _offers: offers })
-}
-
-/// Returns the installer's answers, refusing what the installer would refuse or silently ignore.
-fn answers(files: &[SeedFile]) -> Result<&str, Failure> {
-    let file = files.iter().find(|file| file.is_autoinstall);
-    let file = file.context("the plan has no autoinstall file").kind(Kind::Unexpected)?;
-    let text = std::str::from_utf8(&file.content)
-        .with_context(|| format!("reading {} as UTF-8", file.name))
-        .kind(Kind::Definition)?;
-    let show = |finding: &seed::autoinstall::Finding| format!("line {}: {}", finding.line, finding.message);
-    let findings: Vec<_> = seed::autoinstall::lint(text).iter().map(show).collect();
-    if findings.is_empty() {
-        return Ok(text);
-    }
-    let error =
-        anyhow!("the installer would not take {} as it is rendered: {}", file.name, findings.join("; "));
-    Err(Failure::new(Kind::Definition, error))
 }
 
 async fn create_disks(plan: &Plan, workspace: &Workspace) -> Result<Vec<(PathBuf, DiskFormat)>, Failure> {
@@ -315,7 +170,7 @@ async fn install(
     options: &BuildOptions,
     disks: &[(PathBuf, DiskFormat)],
     media: Vec<PathBuf>,
-    seed: &mut Prepared,
+    seed: &Prepared,
     step: &Step<'_>,
 ) -> Result<(), Failure> {
     let folder = machine_folder(workspace, "install")?;
@@ -329,7 +184,9 @@ async fn install(
         on_reset: OnReset::End,
     };
     let spec = host.spec(&plan.machine, launch).kind(Kind::Infrastructure)?;
-    let (machine, undo) = launch_machine(step.run(), options, "install", &spec, &folder).await?;
+    let (machine, undo) =
+        launch_machine(step.run(), options, ("install", plan.definition.proof.ssh_port), &spec, &folder)
+            .await?;
     step.worker(Worker::Guest);
     let timeouts = &plan.definition.timeouts;
     let limits = Limits {
@@ -338,7 +195,11 @@ async fn install(
         address: seed.server.advertises().to_owned(),
         answers: ANSWERS.to_owned(),
     };
-    install::watch(step, &machine, &mut seed.events, &limits).await?;
+    let mut events = seed.events.lock().await;
+    if let Err(failure) = install::watch(step, &machine, &mut events, &limits).await {
+        show_console(step, &machine);
+        return Err(failure);
+    }
     step.worker(Worker::Qemu);
     machine.quit().await.kind(Kind::Infrastructure)?;
     step.run().forget_undo(undo);
@@ -359,7 +220,7 @@ fn machine_folder(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure>
 async fn launch_machine(
     run: &Run,
     options: &BuildOptions,
-    name: &'static str,
+    (name, ssh_port): (&'static str, u16),
     spec: &crate::qemu::MachineSpec,
     folder: &Path,
 ) -> Result<(Arc<Machine>, crate::run::UndoId), Failure> {
@@ -376,7 +237,7 @@ async fn launch_machine(
                 // Evidence, as far as it can be had.
                 let _taken = machine.screenshot(&screenshot).await;
                 if keeper.is_wanted() {
-                    keeper.keep(machine);
+                    keeper.keep(machine, ssh_port);
                     return Ok(());
                 }
             }
@@ -387,6 +248,16 @@ async fn launch_machine(
     let machine = Arc::new(Machine::launch(spec, folder).await.kind(Kind::Infrastructure)?);
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
     Ok((machine, undo))
+}
+
+/// Shows the last lines of the serial console, as far as it has any.
+fn show_console(step: &Step<'_>, machine: &Machine) {
+    let text = std::fs::read(machine.serial_log()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+        step.output(*line);
+    }
 }
 
 /// The guest while it is provisioned.
@@ -420,15 +291,24 @@ async fn boot(
         on_reset: OnReset::Restart,
     };
     let spec = host.spec(&plan.machine, launch).kind(Kind::Infrastructure)?;
-    let (machine, undo) = launch_machine(step.run(), options, "guest", &spec, &folder).await?;
+    let (machine, undo) =
+        launch_machine(step.run(), options, ("guest", plan.definition.proof.ssh_port), &spec, &folder)
+            .await?;
     step.worker(Worker::Guest);
     let agent = SocketAgent::new(machine.agent_socket(), machine.state());
     let started = tokio::time::Instant::now();
     let deadline = host.scaled(plan.definition.timeouts.boot.duration());
     agent.wait_until_ready(deadline).await.kind(super::silence(&machine)).map_err(|failure| {
-        failure
-            .hint("the installed system did not bring its guest agent up: see guest.png and the serial log")
-            .hint("is qemu-guest-agent among the packages of the autoinstall file?")
+        show_console(step, &machine);
+        match failure.kind {
+            Kind::Deadline => failure
+                .hint(
+                    "the installed system did not bring its guest agent up: see guest.png and the serial log",
+                )
+                .hint("is qemu-guest-agent among the packages of the autoinstall file?")
+                .hint("more time: `timeouts.boot`"),
+            _ => failure,
+        }
     })?;
     step.note(format!("guest agent answers after {}", human_duration(started.elapsed())));
     Ok(Guest { machine, agent, undo })
@@ -487,8 +367,7 @@ async fn provision(
     step: &Step<'_>,
 ) -> Result<(), Failure> {
     let own = planned.step.timeout.unwrap_or(plan.definition.timeouts.step);
-    let bulk = OverHttp(&seed.server);
-    with_context(plan, &guest.agent, Some(&bulk), step, async |cx| {
+    with_context(plan, guest, seed, step, async |cx| {
         provision::apply(&planned.step, host.scaled(own.duration()), cx).await
     })
     .await
@@ -497,8 +376,8 @@ async fn provision(
 /// Calls `body` with the context in which provisioners work in that step.
 async fn with_context<F>(
     plan: &Plan,
-    agent: &SocketAgent,
-    bulk: Option<&dyn provision::Bulk>,
+    guest: &Guest,
+    seed: &Prepared,
     step: &Step<'_>,
     body: F,
 ) -> Result<(), Failure>
@@ -506,11 +385,12 @@ where
     F: AsyncFnOnce(&provision::Context<'_>) -> Result<(), ProvisionError>,
 {
     let secrets: Vec<String> = plan.secrets().map(Secret::expose).map(str::to_owned).collect();
+    let bulk = OverHttp(&seed.server);
     let log = super::GuestLog::open(&step.run().path("guest.log")).kind(Kind::Infrastructure)?;
     let cx = provision::Context {
-        guest: agent,
+        guest: &guest.agent,
         folder: provision::GUEST_FOLDER,
-        bulk,
+        bulk: Some(&bulk),
         root: &plan.root,
         output: &|line| step.output(line),
         log: &|line| log.line(line),
@@ -518,25 +398,45 @@ where
         render: &|path| render(plan, path),
         secrets: &secrets,
     };
-    body(&cx).await.map_err(|error| {
-        let kind = error.kind();
+    let mut events = seed.events.lock().await;
+    let result = tokio::select! {
+        result = body(&cx) => result,
+        never = note_fetches(&mut events, step) => match never {},
+    };
+    result.map_err(|error| {
+        let kind = match error.kind() {
+            Kind::Guest => super::gone(&guest.machine, Kind::Guest),
+            other => other,
+        };
         Failure::new(kind, error).hint("the whole output is in guest.log in the run's folder")
     })
+}
+
+/// Notes what the guest fetches, for as long as it is asked to.
+async fn note_fetches(events: &mut UnboundedReceiver<ServerEvent>, step: &Step<'_>) -> Infallible {
+    while let Some(event) = events.recv().await {
+        if let ServerEvent::Fetched { name, bytes, whole, .. } = event {
+            let how = if whole { "fetched" } else { "began to fetch, and gave up on," };
+            step.note(format!("the guest {how} {name}, {bytes} bytes"));
+        }
+    }
+    std::future::pending().await
 }
 
 async fn check_guest(
     plan: &Plan,
     host: &Host,
-    agent: &SocketAgent,
+    guest: &Guest,
     step: &Step<'_>,
 ) -> Result<Vec<CheckResult>, Failure> {
     let checks = super::checks_at(plan, host, CheckAt::Build);
     let timeout = host.scaled(plan.definition.timeouts.check.duration());
-    let found = check::run(&checks.iter().collect::<Vec<_>>(), agent, timeout, &|finding| {
+    let found = check::run(&checks.iter().collect::<Vec<_>>(), &guest.agent, timeout, &|finding| {
         step.check(&finding.name, finding.passed, &finding.detail);
     })
     .await
-    .kind(Kind::Guest)?;
+    .kind(super::gone(&guest.machine, Kind::Guest))?;
+    super::write_findings(step.run(), "build", &found).kind(Kind::Infrastructure)?;
     let results: Vec<_> = found
         .into_iter()
         .map(|finding| CheckResult {
@@ -558,12 +458,13 @@ struct Facts {
     packages: Vec<artifact::Package>,
 }
 
-async fn facts(agent: &SocketAgent) -> Result<Facts, Failure> {
-    let identity = proof::identity(agent).await.kind(Kind::Guest)?;
-    let os = agent.exec(&Exec::shell("uname -r; cat /etc/os-release")).await.kind(Kind::Guest)?.text();
+async fn facts(guest: &Guest) -> Result<Facts, Failure> {
+    let gone = || super::gone(&guest.machine, Kind::Guest);
+    let identity = proof::identity(&guest.agent).await.kind(gone())?;
+    let os = guest.agent.exec(&Exec::shell("uname -r; cat /etc/os-release")).await.kind(gone())?.text();
     let (kernel, release) = os.split_once('\n').unwrap_or_default();
     let query = Exec::new(["dpkg-query", "-W", "-f", "${Package}\\t${Version}\\t${Architecture}\\n"]);
-    let packages = agent.exec(&query).await.kind(Kind::Guest)?.text();
+    let packages = guest.agent.exec(&query).await.kind(gone())?.text();
     Ok(Facts {
         identity,
         os: artifact::parse_os_release(release, kernel),
@@ -579,8 +480,7 @@ async fn seal(
     step: &Step<'_>,
 ) -> Result<(), Failure> {
     let deadline = host.scaled(plan.definition.timeouts.seal.duration());
-    let bulk = OverHttp(&seed.server);
-    with_context(plan, &guest.agent, Some(&bulk), step, async |cx| {
+    with_context(plan, guest, seed, step, async |cx| {
         provision::seal(&plan.definition.seal, deadline, cx).await
     })
     .await?;
@@ -644,6 +544,7 @@ fn subject<'a>(
     })
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
 fn manifest(
     plan: &Plan,
     host: &Host,
@@ -652,6 +553,7 @@ fn manifest(
     disk: artifact::Disk,
     checks: Vec<CheckResult>,
     facts: Facts,
+    revision: Option<String>,
 ) -> Manifest {
     let template = &plan.definition.template;
     let files = plan.inputs.iter().filter_map(|input| {
@@ -680,7 +582,7 @@ fn manifest(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: crate::REVISION.map(str::to_owned),
         },
-        revision: super::git_revision(&plan.root),
+        revision,
         builder: artifact::BuilderInfo {
             name: plan.builder.name.clone(),
             accelerator: host.accel().name().to_owned(),
@@ -707,52 +609,4 @@ fn finish(manifest: &Manifest, run: &Run, workspace: &Workspace, staging: &Stagi
     write_whole(&staging.partial.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)?;
     staging.commit().kind(Kind::Infrastructure)?;
     Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-    use crate::definition::{Inputs, Root};
-    use crate::event::{Record, Sink};
-    use crate::plan::{Selection, choose_builder, resolve};
-    use crate::run::Cancel;
-
-    struct Nowhere;
-
-    impl Sink for Nowhere {
-        fn emit(&self, _: &Record) {}
-    }
-
-    /// Returns what the installer is given: the volume's bytes, the serial number, what is served.
-    #[expect(clippy::used_underscore_binding, reason = "a build only keeps the offers alive")]
-    async fn given(transport: Transport) -> (Vec<u8>, Option<String>, Vec<String>) {
-        let root = Root::at(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
-        let loaded = definition::load(&root, "ubuntu-noble", &Inputs::default()).unwrap();
-        let builder = choose_builder(None, &BTreeMap::new(), &loaded.definition);
-        let mut plan = resolve(&root, loaded, builder, &Selection::default()).unwrap();
-        plan.definition.seed.transport = transport;
-        let folder = tempfile::tempdir().unwrap();
-        let workspace = Workspace::create(folder.path()).unwrap();
-        let run =
-            Run::new("r".into(), "t".into(), folder.path().into(), Arc::new(Nowhere), Cancel::default());
-        let work = async |step: &Step<'_>| prepare_seed(&plan, &workspace, step).await;
-        let seed = run.step("seed", "title", Worker::Forge, work).await.unwrap();
-        let served = seed._offers.iter().map(|offer| offer.url().to_owned()).collect();
-        (std::fs::read(&seed.volume).unwrap(), seed.serial.clone(), served)
-    }
-
-    #[tokio::test]
-    async fn answers_are_served_or_lie_on_the_volume() {
-        let (volume, serial, served) = given(Transport::Http).await;
-        assert!(volume == seed::stub_volume());
-        assert_eq!(serial.unwrap(), format!("forge={}", served[0]));
-        assert_eq!(served.len(), 1);
-
-        let (volume, serial, served) = given(Transport::Cdrom).await;
-        let holds = |text: &str| volume.windows(text.len()).any(|window| window == text.as_bytes());
-        assert!(holds("timezone: \"Europe/Paris\"") && !holds("{{ var.timezone"));
-        assert_eq!((serial, served.len()), (None, 0));
-    }
 }

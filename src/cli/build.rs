@@ -133,7 +133,7 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
         failures.extend(ended.context("running a build").kind(Kind::Unexpected).and_then(|it| it).err());
     }
     shared.report.finish();
-    keep_machines(&keeper, &shared, failures.first()).await;
+    keep_machines(&keeper, &shared).await;
     let Some(last) = failures.pop() else { return Ok(()) };
     for failure in failures {
         say(&failure_text(&failure, stderr_look()));
@@ -192,15 +192,12 @@ fn ask(failure: &Failure) -> bool {
 }
 
 /// Says how kept machines are reached, waits for Ctrl-C, and ends them.
-async fn keep_machines(keeper: &Keeper, shared: &Shared, failure: Option<&Failure>) {
+async fn keep_machines(keeper: &Keeper, shared: &Shared) {
     let machines = keeper.take();
     if machines.is_empty() {
         return;
     }
-    if let Some(failure) = failure {
-        say(&failure_text(failure, stderr_look()));
-    }
-    for machine in &machines {
+    for (machine, ssh_port) in &machines {
         say(&format!(
             "\nThe machine is kept until Ctrl-C (process {}):\n  console  socat -,raw,echo=0 UNIX-CONNECT:{}\n  \
              agent    {}\n",
@@ -208,14 +205,12 @@ async fn keep_machines(keeper: &Keeper, shared: &Shared, failure: Option<&Failur
             machine.serial_socket().display(),
             machine.agent_socket().display(),
         ));
-        for port in [22, 2222] {
-            if let Ok(forwarded) = machine.forwarded_port(port).await {
-                say(&format!("  ssh      ssh -p {forwarded} USER@127.0.0.1\n"));
-            }
+        if let Ok(forwarded) = machine.forwarded_port(*ssh_port).await {
+            say(&format!("  ssh      ssh -p {forwarded} USER@127.0.0.1\n"));
         }
     }
     shared.cancel.requested().await;
-    for machine in machines {
+    for (machine, _) in machines {
         machine.kill().await;
     }
     for run in shared.runs.lock().unwrap_or_else(PoisonError::into_inner).iter() {

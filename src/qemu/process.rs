@@ -91,8 +91,16 @@ impl Machine {
             _sockets: sockets,
             _watcher: AbortOnDropHandle::new(watcher),
         };
-        machine.qmp.execute(qmp::cont {}, COMMAND).await?;
-        Ok(machine)
+        match machine.qmp.execute(qmp::cont {}, COMMAND).await {
+            Ok(_) => Ok(machine),
+            // It died of its first instruction; what it said last tells why.
+            Err(Error::Closed { command }) => {
+                let ended = tokio::time::timeout(COMMAND, machine.process.wait()).await;
+                let status = ended.map_err(|_| Error::Closed { command })?;
+                Err(died(status, &machine.folder))
+            }
+            Err(other) => Err(other),
+        }
     }
 
     /// Returns what is known of the machine, now and from now on.
