@@ -133,7 +133,9 @@ pub fn nocloud_volume(
     )
 }
 
-/// Returns the `config-2` volume that Proxmox gives a clone with citype `configdrive2`.
+/// Returns the `config-2` volume that Proxmox gives a clone with citype `configdrive2`, but for one
+/// file: Proxmox leaves `vendor_data.json` empty unless `cicustom` names one, and cloud-init (22.4
+/// and 25.1) refuses the whole volume for that. Here it is an empty JSON object.
 ///
 /// `interfaces` is the network in the format of `/etc/network/interfaces`; `instance` becomes the
 /// `uuid` of the metadata, which Proxmox makes from a hash. Source: qemu-server
@@ -156,7 +158,7 @@ pub fn config_drive_volume(
             ("openstack/content/0000", interfaces.as_bytes()),
             ("openstack/latest/meta_data.json", format!("{meta_data:#}\n").as_bytes()),
             ("openstack/latest/user_data", user_data.as_bytes()),
-            ("openstack/latest/vendor_data.json", b""),
+            ("openstack/latest/vendor_data.json", b"{}"),
         ],
     )
 }
