@@ -11,6 +11,9 @@ use crate::plan::choose_builder;
 
 /// List the templates
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  forge list                 the templates of this folder
+  forge list --format json   for programs")]
 pub struct Args {
     /// The values of variables.
     #[command(flatten)]

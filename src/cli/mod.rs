@@ -155,8 +155,10 @@ pub fn print(text: &str) -> Result<(), Failure> {
 fn after_long_help() -> String {
     let mut text = String::from(
         "Examples:\n  \
-           forge doctor               what this machine lacks for building\n  \
-           forge -C ~/homelab doctor  the same, for the templates of another folder\n\n\
+           forge doctor                 what this machine lacks for building\n  \
+           forge validate               whether the definitions hold together\n  \
+           forge build ubuntu-noble     the template, on the local QEMU\n  \
+           forge -C ~/homelab list      the templates of another folder\n\n\
          Exit codes:\n    0  all went well\n",
     );
     for kind in Kind::ALL {

@@ -10,6 +10,10 @@ use crate::plan::{Input, InputRole, Plan, Selection, choose_builder, resolve};
 
 /// Show what a build would do, resolved, with the plan digest
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  forge plan ubuntu-noble                      what a build would do, and its digest
+  forge plan ubuntu-noble --var ssh_port=22    with another value of a variable
+  forge plan ubuntu-noble --format json        for programs")]
 pub struct Args {
     /// The template
     #[arg(value_name = "NAME")]

@@ -6,8 +6,12 @@ use super::common::write_json;
 use crate::definition::schema;
 use crate::failure::Failure;
 
-/// Print the JSON Schema of definitions or builder profiles, for editors
+/// Print the JSON Schema of a file format
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  forge schema              of templates/NAME/template.toml
+  forge schema profile      of builders/NAME.toml
+  forge schema events       of the lines of --output json")]
 pub struct Args {
     /// Which file's schema
     #[arg(value_enum, value_name = "FILE", default_value_t)]
@@ -22,6 +26,8 @@ pub enum File {
     Definition,
     /// builders/NAME.toml
     Profile,
+    /// One line of `--output json` and of a run's events.jsonl
+    Events,
 }
 
 /// Prints the schema.
@@ -32,6 +38,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let schema = match args.file {
         File::Definition => schema::definition(),
         File::Profile => schema::profile(),
+        File::Events => crate::report::events_schema(),
     };
     write_json(out, &schema)
 }

@@ -11,6 +11,10 @@ use crate::failure::{Failure, Kind};
 
 /// Check templates and builder profiles, offline
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  forge validate                 all templates and builder profiles
+  forge validate ubuntu-noble    one template
+  forge validate --format json   for programs")]
 pub struct Args {
     /// The templates to check; default: all of them, and all builder profiles
     #[arg(value_name = "NAME")]
