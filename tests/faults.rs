@@ -62,6 +62,9 @@ secret = true
 [variables.fault]
 default = "none"
 
+[variables.format]
+default = "qcow2"
+
 [variables.iso]
 default = "mini.iso"
 
@@ -87,6 +90,7 @@ default = "60s"
 name = "mini"
 vmid = 9000
 release = "1.0"
+disk_format = "{{ var.format }}"
 
 [source]
 iso = "{{ var.iso }}"
@@ -621,9 +625,19 @@ fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {
     }
     assert!(manifest["packages"].as_array().unwrap().iter().any(|package| package["name"] == "zip"));
     let logs: Vec<_> = files(&root.path("artifacts/mini/1.0/logs"));
-    for name in ["events.jsonl", "guest.log", "install/serial.log", "proof/qemu.log"] {
+    for name in [
+        "events.jsonl",
+        "guest.log",
+        "install/serial.log",
+        "proof/qemu.log",
+        "checks-build.txt",
+        "checks-proof.json",
+    ] {
         assert!(logs.iter().any(|path| path.ends_with(name)), "{name} in {logs:?}");
     }
+
+    let table = fs::read_to_string(root.path("artifacts/mini/1.0/logs/checks-build.txt")).unwrap();
+    assert!(table.contains("✓ zip is installed"), "{table}");
 
     ended.assert_spans_sum();
     let seconds = ended.last()["seconds"].as_f64().unwrap();
@@ -1019,6 +1033,33 @@ fn a_qemu_that_dies_when_it_is_to_run_is_quoted() {
         says: "Assertion `!fault' failed",
         evidence: &["guest/qemu.log"],
     }]);
+}
+
+#[test]
+fn a_disk_is_raw_on_request() {
+    let root = Root::new();
+    root.start(&[], &["--var", "format=raw"]).finish().assert_code(0);
+    let folder = root.path("artifacts/mini/1.0");
+    let manifest: Value = serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["disk"]["format"], &manifest["disk"]["file"]), (&"raw".into(), &"disk.raw".into()));
+    assert_eq!(fs::metadata(folder.join("disk.raw")).unwrap().len(), manifest["disk"]["virtual_size"]);
+}
+
+#[test]
+fn a_guest_that_fails_is_quoted_from_its_console() {
+    let root = Root::new();
+    for (fault, step, args) in [
+        ("install:no-fetch", "install", ["--var", "fetch=2s"]),
+        ("guest:no-agent", "boot", ["--var", "boot=3s"]),
+    ] {
+        let ended = root.start(&[("FORGE_FAKE", fault)], &args).finish();
+        let quoted = ended.events.iter().any(|event| {
+            event["event"] == "output"
+                && event["step"] == step
+                && event["line"].as_str().is_some_and(|line| line.starts_with('['))
+        });
+        assert!(quoted, "nothing of the console in {step}: {:#?}", ended.events);
+    }
 }
 
 #[test]

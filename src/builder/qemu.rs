@@ -610,3 +610,39 @@ fn finish(manifest: &Manifest, run: &Run, workspace: &Workspace, staging: &Stagi
     staging.commit().kind(Kind::Infrastructure)?;
     Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Event, Record, Sink};
+    use crate::run::Cancel;
+
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Sink for Notes {
+        fn emit(&self, record: &Record) {
+            if let Event::Note { message, .. } = &record.event {
+                self.0.lock().unwrap().push(message.clone());
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_guest_fetches_is_noted() {
+        let notes = Arc::new(Notes::default());
+        let run = Run::new("r".into(), "t".into(), "/nowhere".into(), notes.clone(), Cancel::default());
+        let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+        let peer = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let (name, whole) = ("bulk/x".to_owned(), true);
+        sender.send(ServerEvent::Fetched { name, bytes: 7, whole, peer }).unwrap();
+        run.step("step:x", "title", Worker::Guest, async |step| {
+            let noting = note_fetches(&mut events, step);
+            let _never_ends = tokio::time::timeout(std::time::Duration::from_secs(1), noting).await;
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(*notes.0.lock().unwrap(), ["the guest fetched bulk/x, 7 bytes"]);
+    }
+}
