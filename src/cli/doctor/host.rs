@@ -1,14 +1,16 @@
 //! What this machine has of all that building needs.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Deserialize;
 
+use crate::definition::{Accelerator, Chipset};
 use crate::failure::{Failure, Kind, ResultExt};
+use crate::fetch::Cache;
+use crate::qemu::accel;
+use crate::qemu::firmware::find_ovmf;
 use crate::report::human_bytes;
 
 use super::{Finding, Level};
@@ -57,10 +59,9 @@ pub(super) fn findings() -> Result<(Vec<Finding>, &'static str), Failure> {
     let versions = runtime.block_on(versions);
     let mut findings: Vec<Finding> =
         TOOLS.iter().zip(versions).map(|(tool, version)| tool_finding(tool, version, installer)).collect();
-    findings.push(firmware(uefi_firmware(&firmware_folders()).as_deref(), installer));
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    findings.push(accelerator(&cpu, &device));
+    let ovmf = find_ovmf(Chipset::Q35).ok();
+    findings.push(firmware(ovmf.as_ref().map(|ovmf| ovmf.code.path.as_path()), installer));
+    findings.push(accelerator(&accel::Host::probe()));
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     findings.extend(memory_available(&memory).map(memory_finding));
     // An installer medium is about 3 GiB; a build's disk, its clone and the artifact about 10.
@@ -148,62 +149,6 @@ fn installer(os_release: &str) -> &'static str {
     }
 }
 
-/// Returns the folders with QEMU's firmware descriptors, the first winning
-/// (QEMU, `docs/interop/firmware.json`).
-fn firmware_folders() -> Vec<PathBuf> {
-    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-    let config = config.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
-    let own = config.map(|config| config.join("qemu/firmware"));
-    own.into_iter().chain(["/etc/qemu/firmware".into(), "/usr/share/qemu/firmware".into()]).collect()
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Descriptor {
-    interface_types: Vec<String>,
-    mapping: Mapping,
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Mapping {
-    executable: Option<Executable>,
-}
-
-#[derive(Deserialize)]
-struct Executable {
-    filename: PathBuf,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    architecture: String,
-    machines: Vec<String>,
-}
-
-/// Returns the UEFI firmware of a q35 machine that QEMU's firmware descriptors name and that is there.
-fn uefi_firmware(folders: &[PathBuf]) -> Option<PathBuf> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    for folder in folders {
-        let entries = folder.read_dir().into_iter().flatten().flatten();
-        let mut here: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-        here.sort();
-        files.extend(here);
-    }
-    let descriptors = files.iter().filter_map(|file| serde_json::from_reader(File::open(file).ok()?).ok());
-    descriptors.filter(|descriptor: &Descriptor| descriptor.fits()).find_map(|descriptor| {
-        descriptor.mapping.executable.map(|executable| executable.filename).filter(|file| file.exists())
-    })
-}
-
-impl Descriptor {
-    fn fits(&self) -> bool {
-        let machine = |target: &Target| target.machines.iter().any(|name| name.starts_with("pc-q35-"));
-        self.interface_types.iter().any(|kind| kind == "uefi")
-            && self.targets.iter().any(|target| target.architecture == "x86_64" && machine(target))
-    }
-}
-
 fn firmware(found: Option<&Path>, installer: &str) -> Finding {
     if let Some(path) = found {
         return Finding::ok("uefi firmware", path.display().to_string());
@@ -212,28 +157,18 @@ fn firmware(found: Option<&Path>, installer: &str) -> Finding {
     Finding::install("uefi firmware", Level::Warn, found, installer, "ovmf")
 }
 
-/// Tells whether KVM can run guests: the device opens and the CPU has the instructions; the device
-/// alone proves nothing.
-fn accelerator(cpuinfo: &str, device: &io::Result<File>) -> Finding {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    let capable = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
-    let slow = |why: &str, advice: &str| {
-        let found = format!("{why}: guests run emulated, about ten times slower");
-        Finding::bad("accelerator", Level::Warn, found, advice)
-    };
-    match (capable, device) {
-        (true, Ok(_)) => Finding::ok("accelerator", "KVM"),
-        (false, _) => slow(
-            "the CPU has neither vmx nor svm",
-            "turn on virtualisation in the firmware, or nested virtualisation where this is a guest",
+/// Says what a build here would choose by itself.
+fn accelerator(host: &accel::Host) -> Finding {
+    match accel::choose(Accelerator::Auto, host) {
+        Ok(accel::Choice { warning: None, .. }) => Finding::ok("accelerator", "KVM"),
+        Ok(accel::Choice { warning: Some(why), .. }) => Finding::bad(
+            "accelerator",
+            Level::Warn,
+            why,
+            "turn virtualisation on in the firmware (nested, where this is a guest), load the kvm module, \
+             and be in the group kvm",
         ),
-        (true, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => slow(
-            "/dev/kvm may not be opened",
-            "add yourself to its group, `usermod -aG kvm NAME`, and log in again",
-        ),
-        (true, Err(error)) => {
-            slow(&format!("/dev/kvm does not open ({error})"), "load the module kvm_intel or kvm_amd")
-        }
+        Err(error) => Finding::bad("accelerator", Level::Missing, error.to_string(), "see above"),
     }
 }
 
@@ -253,9 +188,7 @@ fn memory_finding(available: u64) -> Finding {
 }
 
 fn cache_folder() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    cache.unwrap_or_else(std::env::temp_dir).join("forge")
+    Cache::of_user().map_or_else(|_| std::env::temp_dir(), |cache| cache.root().to_owned())
 }
 
 /// Returns the folder of the runs: below the nearest folder with `templates/`, else below this one.
@@ -337,45 +270,15 @@ mod tests {
     }
 
     #[test]
-    fn kvm_needs_the_device_and_the_cpu() {
-        let opens = || File::open("/dev/null");
-        let refused = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
-        let absent = || Err(io::Error::from(io::ErrorKind::NotFound));
-        for (flags, device, level, says) in [
-            ("flags\t\t: fpu vmx sse", opens(), Level::Ok, "KVM"),
-            ("flags\t\t: fpu svm", opens(), Level::Ok, "KVM"),
-            ("flags\t\t: fpu vmx_something", opens(), Level::Warn, "neither vmx nor svm"),
-            ("flags\t\t: fpu vmx", refused(), Level::Warn, "may not be opened"),
-            ("flags\t\t: fpu vmx", absent(), Level::Warn, "does not open"),
-            ("", absent(), Level::Warn, "neither vmx nor svm"),
+    fn the_accelerator_is_the_one_that_a_build_takes() {
+        for (flags, device, level) in [
+            ("flags\t\t: fpu svm", Ok(()), Level::Ok),
+            ("flags\t\t: fpu sse", Ok(()), Level::Warn),
+            ("flags\t\t: fpu vmx", Err(io::Error::from(io::ErrorKind::PermissionDenied)), Level::Warn),
         ] {
-            let finding = accelerator(flags, &device);
-            assert_eq!(finding.level, level, "{flags}");
-            assert!(finding.found.contains(says), "{finding:?}");
+            let host = accel::Host { cpuinfo: flags.to_owned(), kvm_device: device };
+            assert_eq!(accelerator(&host).level, level, "{flags}");
         }
-    }
-
-    #[test]
-    fn firmware_is_found_through_its_descriptor_only_where_the_file_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let code = folder.path().join("OVMF_CODE_4M.fd");
-        let describe = |name: &str, kind: &str, arch: &str, machine: &str| {
-            let text = format!(
-                r#"{{"interface-types":["{kind}"],"mapping":{{"device":"flash","executable":{{"filename":{code:?}}}}},
-                "targets":[{{"architecture":"{arch}","machines":["{machine}"]}}]}}"#
-            );
-            std::fs::write(folder.path().join(name), text).unwrap();
-        };
-        let find = || uefi_firmware(&[PathBuf::from("/nonexistent"), folder.path().to_owned()]);
-        std::fs::write(folder.path().join("10-broken.json"), "{").unwrap();
-        describe("20-bios.json", "bios", "x86_64", "pc-q35-*");
-        describe("30-arm.json", "uefi", "aarch64", "virt-*");
-        std::fs::write(&code, "").unwrap();
-        assert_eq!(find(), None);
-        describe("40-uefi.json", "uefi", "x86_64", "pc-q35-*");
-        assert_eq!(find(), Some(code.clone()));
-        std::fs::remove_file(&code).unwrap();
-        assert_eq!(find(), None);
     }
 
     #[test]
