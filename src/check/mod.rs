@@ -1,8 +1,8 @@
 //! What must hold in the guest; checks change nothing.
 //!
 //! Several checks go to the guest in one command, because a round trip costs up to half a second
-//! under emulation. The guest only gathers facts ([`probe`]); what they mean is decided here
-//! ([`judge`]).
+//! under emulation. The guest only gathers facts (`probe`); what they mean is decided here
+//! (`judge`).
 
 mod judge;
 mod probe;

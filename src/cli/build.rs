@@ -35,7 +35,7 @@ pub struct Args {
     /// Build on this builder: a profile in builders/, or qemu for the local one
     #[arg(long, value_name = "BUILDER")]
     on: Option<String>,
-    /// Put the artifact into DIR instead of artifacts/<name>/<release>
+    /// Put the artifact into DIR instead of artifacts/NAME/RELEASE
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Build up to N templates at the same time
