@@ -29,7 +29,7 @@ check: setup
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 	shellcheck $$(git ls-files -- ':!tests/golden' | xargs grep -lE '^#!.*\b(ba)?sh\b')
-	python3 -m unittest discover -s tests/media/installer
+	/usr/bin/python3 -m unittest discover -s tests/media/installer
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	 else echo "cargo-deny is not installed: its rules are held by tests/dependencies.rs alone"; fi
 

@@ -198,8 +198,11 @@ class CloudInitSchema(unittest.TestCase):
     def test_real_schema(self):
         try:
             import cloudinit.config.schema  # noqa: F401
+            from cloudinit.version import version_string
         except ImportError:
             self.skipTest("cloud-init is not on this machine: its strict schema is only checked on the medium")
+        if int(version_string().split(".")[0]) < 25:
+            self.skipTest("this machine's cloud-init is older than the medium's, and its schema looser")
         from standin.main import check_cloud_config
 
         check_cloud_config({"users": [{"name": "odin"}]})
