@@ -82,7 +82,23 @@ fn fetch_failure(error: FetchError) -> Failure {
         | Error::NoCache => Kind::Infrastructure,
         _ => Kind::Plan,
     };
-    Failure::new(kind, error)
+    let hint = match &error {
+        Error::Missing { .. } => {
+            Some("name the medium in `source.iso`, or with the variable it takes: --var iso=PATH")
+        }
+        Error::WrongDigest { .. } => Some(
+            "if this is the medium you want, its digest belongs into `source.sha256` (--var iso_sha256=…)",
+        ),
+        Error::Refused { .. } => {
+            Some("look whether the release has moved, and set `source.iso` to where it is now")
+        }
+        _ => None,
+    };
+    let failure = Failure::new(kind, error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 fn show_fetch(step: &Step<'_>, progress: fetch::Progress) {
@@ -100,7 +116,9 @@ fn show_fetch(step: &Step<'_>, progress: fetch::Progress) {
             step.note(what);
         }
         fetch::Progress::Retry { attempt, of, reason } => step.retry(attempt, of, reason),
-        fetch::Progress::Remembered => step.note("the medium was verified before and has not changed since"),
+        fetch::Progress::Remembered => {
+            step.note("the medium has not changed since it was hashed: its digest is known");
+        }
     }
 }
 

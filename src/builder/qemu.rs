@@ -53,6 +53,8 @@ pub async fn build(
     let staging =
         workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
     register_folders(run, workspace, &staging, &options.keeper);
+    // Now, not after an hour: a place that cannot be written to fails before anything starts.
+    staging.create().kind(Kind::Infrastructure)?;
 
     let media = run
         .step("fetch", "getting the installer medium", Worker::Hash, async |step| {
@@ -500,7 +502,6 @@ async fn export(
     staging: &Staging,
     step: &Step<'_>,
 ) -> Result<artifact::Disk, Failure> {
-    staging.create().kind(Kind::Infrastructure)?;
     let (source, from) = disks.first().context("a machine has a disk").kind(Kind::Unexpected)?;
     let to = plan.definition.template.disk_format;
     let file = format!("disk.{}", img::format_name(to));

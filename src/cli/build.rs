@@ -23,7 +23,7 @@ use crate::run::{Cancel, Run};
 #[command(after_help = "Examples:
   forge build ubuntu-noble                       on the local QEMU
   forge build ubuntu-noble --on asgard           on the builder of builders/asgard.toml
-  forge build ubuntu-noble --var memory=2048     with another value of a variable
+  forge build ubuntu-noble --var memory_mib=2048 with another value of a variable
   forge build ubuntu-noble --on-error keep       keep the machine of a failed build")]
 pub struct Args {
     /// The templates to build
@@ -80,6 +80,9 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
     if args.out.is_some() && args.names.len() > 1 {
         return Err(Failure::new(Kind::Usage, anyhow!("--out takes the artifact of one template"))
             .hint("build the templates one by one, or leave --out away"));
+    }
+    if let Some(twice) = args.names.iter().enumerate().find(|(at, name)| args.names[..*at].contains(name)) {
+        return Err(Failure::new(Kind::Usage, anyhow!("{} is named twice", twice.1)));
     }
     let root = root()?;
     let inputs = args.vars.inputs();

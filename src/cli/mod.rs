@@ -165,7 +165,11 @@ fn after_long_help() -> String {
         // Writing to a string cannot fail.
         writeln!(text, "  {:>3}  {}", kind.exit_code(), kind.meaning()).ok();
     }
-    text + "\nEnvironment:\n  NO_COLOR  no colour when set and not empty"
+    text + "\nEnvironment:\n  \
+        FORGE_BUILDER     the builder, where --on does not name one\n  \
+        FORGE_CACHE       the folder for downloads; else forge/ in XDG_CACHE_HOME or ~/.cache\n  \
+        FORGE_VAR_<NAME>  a variable's value, its name in upper case; --var and --var-file win\n  \
+        NO_COLOR          no colour when set and not empty"
 }
 
 #[cfg(test)]
