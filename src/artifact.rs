@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! artifacts/<template>/<release>/
-//!   disk.qcow2      the template's disk
+//!   disk.qcow2      the template's disk; others are disk1.qcow2, disk2.qcow2, …
 //!   manifest.json   its facts, below
 //!   logs/           the run's events and what the guests said
 //! ```
@@ -51,8 +51,11 @@ pub struct Manifest {
     pub variables: BTreeMap<String, serde_json::Value>,
     /// The template's hardware, as the definition has it.
     pub machine: Machine,
-    /// The disk.
+    /// The disk that was installed to.
     pub disk: Disk,
+    /// The machine's other disks, in the definition's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_disks: Vec<Disk>,
     /// The guest's `ID` and `VERSION_ID` from os-release(5).
     pub os: Os,
     /// Every check, with its finding.

@@ -1046,6 +1046,20 @@ fn a_disk_is_raw_on_request() {
 }
 
 #[test]
+fn all_disks_are_in_the_artifact() {
+    let root = Root::new();
+    let path = root.path("templates/mini/template.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "\n[[machine.disk]]\nsize_gib = 2\n").unwrap();
+    root.start(&[], &[]).finish().assert_code(0);
+    let manifest = root.assert_whole("mini");
+    let second = &manifest["more_disks"][0];
+    assert_eq!((&second["file"], &second["virtual_size"]), (&"disk1.qcow2".into(), &(2_u64 << 30).into()));
+    let content = fs::read(root.path("artifacts/mini/1.0/disk1.qcow2")).unwrap();
+    assert_eq!(second["sha256"], sha256(&content).as_str());
+}
+
+#[test]
 fn a_guest_that_fails_is_quoted_from_its_console() {
     let root = Root::new();
     for (fault, step, args) in [

@@ -50,12 +50,10 @@ pub struct Subject<'a> {
     pub plan: &'a Plan,
     /// This host.
     pub host: &'a Host,
-    /// The finished disk.
-    pub disk: PathBuf,
-    /// Its format.
+    /// The finished disks, each with the size that a guest sees in bytes; the system's first.
+    pub disks: Vec<(PathBuf, u64)>,
+    /// Their format.
     pub format: DiskFormat,
-    /// The size that a guest sees, in bytes.
-    pub bytes: u64,
     /// The build's guest, before it was sealed.
     pub built: &'a Identity,
     /// A folder for the clone's logs.
@@ -192,11 +190,14 @@ fn clone_seed(subject: &Subject<'_>, key: &Key, drive: Drive) -> Result<CloneSee
 
 async fn launch(subject: &Subject<'_>, drive: Drive, seed: &CloneSeed) -> Result<Machine, Failure> {
     let proof = &subject.plan.definition.proof;
-    let overlay = subject.work.join("clone.qcow2");
-    let bytes = subject.bytes + u64::from(proof.grow_gib) * (1 << 30);
-    img::create_overlay(&subject.disk, subject.format, &overlay, Some(bytes))
-        .await
-        .kind(Kind::Infrastructure)?;
+    let mut disks = Vec::new();
+    for (index, (disk, bytes)) in subject.disks.iter().enumerate() {
+        // Only the system's disk is larger, as Proxmox users have it.
+        let grown = (index == 0).then(|| bytes + u64::from(proof.grow_gib) * (1 << 30));
+        let overlay = subject.work.join(format!("clone{index}.qcow2"));
+        img::create_overlay(disk, subject.format, &overlay, grown).await.kind(Kind::Infrastructure)?;
+        disks.push((overlay, DiskFormat::Qcow2));
+    }
     let volume = match drive {
         Drive::NoCloud => seed::nocloud_volume(&seed.user_data(), &seed.meta_data(), &seed.network_config()),
         Drive::ConfigDrive => {
@@ -218,14 +219,6 @@ async fn launch(subject: &Subject<'_>, drive: Drive, seed: &CloneSeed) -> Result
     let mut machine = subject.plan.machine.clone();
     if let Some(nic) = machine.nics.first_mut() {
         nic.mac = Some(seed.mac.clone());
-    }
-    let mut disks = vec![(overlay, DiskFormat::Qcow2)];
-    for (index, disk) in machine.disks.iter().enumerate().skip(1) {
-        let path = subject.work.join(format!("disk{index}.qcow2"));
-        img::create(&path, DiskFormat::Qcow2, u64::from(disk.size_gib) << 30)
-            .await
-            .kind(Kind::Infrastructure)?;
-        disks.push((path, DiskFormat::Qcow2));
     }
     let spec = subject
         .host
@@ -280,11 +273,12 @@ async fn inside(
         &format!("it has {addresses}"),
     );
     let size: u64 = size.parse().unwrap_or(0);
-    let grown = subject.bytes + u64::from(subject.plan.definition.proof.grow_gib) * (1 << 30);
+    let built = subject.disks.first().map_or(0, |(_, bytes)| *bytes);
+    let grown = built + u64::from(subject.plan.definition.proof.grow_gib) * (1 << 30);
     findings.add(
         "the root file system grew to the clone's disk",
         // What ext4 keeps for itself is about two percent.
-        size > subject.bytes && size as f64 > 0.93 * grown as f64,
+        size > built && size as f64 > 0.93 * grown as f64,
         &format!("{root} has {size} bytes on a disk of {grown}"),
     );
     let clone = identity(agent).await?;

@@ -110,7 +110,7 @@ pub async fn build(
     drop(guest);
     seed.server.stop().await;
 
-    let disk = run
+    let exported = run
         .step("export", "exporting the disk", Worker::Qemu, async |step| {
             export(plan, &disks, &staging, step).await
         })
@@ -122,7 +122,7 @@ pub async fn build(
         };
         let results = run
             .step(drive.at(), title, Worker::Forge, async |step| {
-                let subject = subject(plan, &host, workspace, &staging, &disk, &facts, drive)?;
+                let subject = subject(plan, &host, workspace, &staging, &exported, &facts, drive)?;
                 let results = proof::prove(&subject, drive, step).await?;
                 proof::judge(&results, "promises of the proof")?;
                 Ok(results)
@@ -132,7 +132,7 @@ pub async fn build(
     }
     run.step("artifact", "writing the manifest", Worker::Forge, async |_| {
         let revision = super::git_revision(&plan.root).await;
-        let manifest = manifest(plan, &host, run, &media, disk, checks, facts, revision);
+        let manifest = manifest(plan, &host, run, &media, exported, checks, facts, revision);
         finish(&manifest, run, workspace, &staging)
     })
     .await?;
@@ -496,24 +496,38 @@ async fn seal(
     guest.machine.quit().await.kind(Kind::Infrastructure)
 }
 
+/// Exports all disks, the one that was installed to first.
 async fn export(
     plan: &Plan,
     disks: &[(PathBuf, DiskFormat)],
     staging: &Staging,
     step: &Step<'_>,
-) -> Result<artifact::Disk, Failure> {
-    let (source, from) = disks.first().context("a machine has a disk").kind(Kind::Unexpected)?;
+) -> Result<Vec<artifact::Disk>, Failure> {
     let to = plan.definition.template.disk_format;
-    let file = format!("disk.{}", img::format_name(to));
-    let target = staging.partial.join(&file);
-    let how = Conversion { from: *from, to, compress: to == DiskFormat::Qcow2 };
-    img::convert(source, &target, how, |percent| step.progress(percent, Some(100), Unit::Percent, None))
+    let mut exported = Vec::new();
+    for (index, (source, from)) in disks.iter().enumerate() {
+        let number = if index == 0 { String::new() } else { index.to_string() };
+        let file = format!("disk{number}.{}", img::format_name(to));
+        let target = staging.partial.join(&file);
+        let how = Conversion { from: *from, to, compress: to == DiskFormat::Qcow2 };
+        step.worker(Worker::Qemu);
+        img::convert(source, &target, how, |percent| {
+            step.progress(percent, Some(100), Unit::Percent, Some(&file));
+        })
         .await
         .kind(Kind::Infrastructure)?;
-    let info = img::info(&target).await.kind(Kind::Infrastructure)?;
-    step.worker(Worker::Hash);
-    let (sha256, size) = fetch::digest(&target).await.kind(Kind::Infrastructure)?;
-    Ok(artifact::Disk { file, format: info.format, size, virtual_size: info.virtual_size, sha256 })
+        let info = img::info(&target).await.kind(Kind::Infrastructure)?;
+        step.worker(Worker::Hash);
+        let (sha256, size) = fetch::digest(&target).await.kind(Kind::Infrastructure)?;
+        exported.push(artifact::Disk {
+            file,
+            format: info.format,
+            size,
+            virtual_size: info.virtual_size,
+            sha256,
+        });
+    }
+    Ok(exported)
 }
 
 fn proofs(plan: &Plan) -> Vec<Drive> {
@@ -529,16 +543,15 @@ fn subject<'a>(
     host: &'a Host,
     workspace: &Workspace,
     staging: &Staging,
-    disk: &artifact::Disk,
+    disks: &[artifact::Disk],
     facts: &'a Facts,
     drive: Drive,
 ) -> Result<Subject<'a>, Failure> {
     Ok(Subject {
         plan,
         host,
-        disk: staging.partial.join(&disk.file),
+        disks: disks.iter().map(|disk| (staging.partial.join(&disk.file), disk.virtual_size)).collect(),
         format: plan.definition.template.disk_format,
-        bytes: disk.virtual_size,
         built: &facts.identity,
         logs: machine_folder(workspace, drive.at())?,
         work: workspace.work(drive.at()),
@@ -551,7 +564,7 @@ fn manifest(
     host: &Host,
     run: &Run,
     media: &Media,
-    disk: artifact::Disk,
+    mut disks: Vec<artifact::Disk>,
     checks: Vec<CheckResult>,
     facts: Facts,
     revision: Option<String>,
@@ -592,7 +605,8 @@ fn manifest(
         inputs,
         variables: super::shown_variables(plan),
         machine: plan.definition.machine.clone(),
-        disk,
+        disk: disks.remove(0),
+        more_disks: disks,
         os: facts.os,
         checks,
         packages: facts.packages,
