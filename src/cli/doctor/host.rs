@@ -65,8 +65,18 @@ pub(super) fn findings() -> Result<(Vec<Finding>, &'static str), Failure> {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     findings.extend(memory_available(&memory).map(memory_finding));
     // An installer medium is about 3 GiB; a build's disk, its clone and the artifact about 10.
+    let Ok(cache) = Cache::of_user() else {
+        let advice = "set FORGE_CACHE, XDG_CACHE_HOME or HOME";
+        findings.push(Finding::bad(
+            "space for downloads",
+            Level::Missing,
+            "there is no place for the cache",
+            advice,
+        ));
+        return Ok((findings, installer));
+    };
     for (name, folder, enough) in [
-        ("space for downloads", cache_folder(), 4 * GIB),
+        ("space for downloads", cache.root().to_owned(), 4 * GIB),
         ("space for builds", runs_folder(), 12 * GIB),
         ("space in /tmp", std::env::temp_dir(), GIB / 4),
     ] {
@@ -185,10 +195,6 @@ fn memory_finding(available: u64) -> Finding {
     }
     let advice = "a machine takes 4 GiB by default: free some, or lower `memory_mib`";
     Finding::bad("memory", Level::Warn, found, advice)
-}
-
-fn cache_folder() -> PathBuf {
-    Cache::of_user().map_or_else(|_| std::env::temp_dir(), |cache| cache.root().to_owned())
 }
 
 /// Returns the folder of the runs: below the nearest folder with `templates/`, else below this one.
