@@ -64,9 +64,11 @@ impl Workspace {
         runs.sort();
         let old = runs.len().saturating_sub(RUNS_KEPT);
         for (index, run) in runs.iter().enumerate() {
-            if run == &self.folder || is_alive(run) {
+            if run == &self.folder {
                 continue;
             }
+            // Held while it is swept: a run that begins right now makes nothing before it has its lock.
+            let Some(_held) = claim(run) else { continue };
             let work = run.join("work");
             if work.exists() {
                 remove(&work)?;
@@ -167,13 +169,15 @@ impl Staging {
     pub fn commit(&self) -> anyhow::Result<()> {
         sync_tree(&self.partial).with_context(|| format!("flushing {}", self.partial.display()))?;
         let context = || format!("renaming {} to {}", self.partial.display(), self.final_path.display());
-        if self.final_path.exists() {
-            // The older artifact and the new one change places at once: there is always a whole one.
-            rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.final_path, RenameFlags::EXCHANGE)
-                .with_context(context)?;
-            remove(&self.partial)?;
-        } else {
-            fs::rename(&self.partial, &self.final_path).with_context(context)?;
+        // Never a check before the rename: another forge may finish the same template just now.
+        match rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.final_path, RenameFlags::NOREPLACE) {
+            Err(rustix::io::Errno::EXIST) => {
+                // The older artifact and the new one change places at once: there is always a whole one.
+                rustix::fs::renameat_with(CWD, &self.partial, CWD, &self.final_path, RenameFlags::EXCHANGE)
+                    .with_context(context)?;
+                remove(&self.partial)?;
+            }
+            renamed => renamed.with_context(context)?,
         }
         if let Some(parent) = self.final_path.parent() {
             File::open(parent)
@@ -221,6 +225,12 @@ fn new_id() -> anyhow::Result<String> {
     getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("asking for random bytes: {error}"))?;
     let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
     Ok(format!("{now}-{:02x}{:02x}{:02x}", random[0], random[1], random[2]))
+}
+
+/// Takes a dead run's lock; a live one holds it itself.
+fn claim(run: &Path) -> Option<File> {
+    let lock = File::options().create(true).truncate(false).write(true).open(run.join("lock")).ok()?;
+    lock.try_lock().is_ok().then_some(lock)
 }
 
 /// Tells whether a process holds the run's lock.
