@@ -31,6 +31,8 @@ pub mod qemu;
 pub mod report;
 pub mod run;
 pub mod seed;
+#[cfg(test)]
+mod testing;
 
 /// forge's version, with the git revision it was built from where that is known.
 pub const VERSION: &str = env!("FORGE_VERSION");

@@ -8,6 +8,7 @@ use pgp::types::{Password, SigningKey, Timestamp};
 use rand::thread_rng;
 
 use super::*;
+use crate::testing::tool;
 
 const LIST: &[u8] = b"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef *ubuntu.iso\n";
 const DAY: u32 = 24 * 60 * 60;
@@ -244,21 +245,13 @@ fn what_is_no_signature_is_refused() {
 /// What `GnuPG` makes, the tool that signs such lists in the world.
 #[test]
 fn gnupg_agrees() {
-    use std::process::{Command, Stdio};
     let home = tempfile::tempdir().unwrap();
-    let gpg = |args: &[&str]| {
-        let mut command = Command::new("gpg");
-        command.arg("--homedir").arg(home.path()).args(["--batch", "--yes", "--quiet", "--passphrase", ""]);
-        command.args(["--pinentry-mode", "loopback"]).args(args);
-        command.current_dir(home.path()).stdin(Stdio::null()).output()
-    };
-    if gpg(&["--version"]).is_err() {
-        eprintln!("NOT SHOWN: `gpg` is not installed, so its signatures were not verified");
-        return;
-    }
     std::fs::write(home.path().join("list"), LIST).unwrap();
     let run = |args: &[&str]| {
-        let output = gpg(args).unwrap();
+        let mut gpg = tool("gpg", "gpg");
+        gpg.arg("--homedir").arg(home.path()).args(["--batch", "--yes", "--quiet", "--passphrase", ""]);
+        gpg.args(["--pinentry-mode", "loopback"]).args(args);
+        let output = gpg.current_dir(home.path()).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     };
@@ -280,7 +273,7 @@ fn gnupg_agrees() {
     let weak = std::fs::read(home.path().join("list.sha1")).unwrap();
     assert_eq!(key.verify(&weak, LIST, now()).unwrap_err(), "it uses SHA1, which is no longer safe");
     // The agent that gpg started must not outlive its folder.
-    let ended = Command::new("gpgconf").arg("--homedir").arg(home.path()).args(["--kill", "all"]).status();
+    let ended = tool("gpgconf", "gpgconf").arg("--homedir").arg(home.path()).args(["--kill", "all"]).status();
     assert!(ended.is_ok());
 }
 

@@ -3,13 +3,14 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::testing::tool;
 
 #[test]
 fn the_stub_is_the_same_for_every_build() {
@@ -81,14 +82,10 @@ fn moved(script: &str, places: &[(&str, &str)]) -> String {
     })
 }
 
-fn python(script: &str) -> Option<Command> {
-    if Command::new("python3").arg("--version").output().is_err() {
-        eprintln!("NOT SHOWN: `python3` is not installed, so the stub's scripts were not run");
-        return None;
-    }
-    let mut command = Command::new("python3");
-    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Some(command)
+fn python(script: &str) -> Command {
+    let mut command = tool("python3", "python3");
+    command.args(["-c", script]);
+    command
 }
 
 /// Returns the answers script with all its places in a folder.
@@ -136,7 +133,7 @@ fn the_answers_are_fetched_with_patience() {
     std::fs::write(folder.path().join("autoinstall.yaml"), "stub").unwrap();
     std::fs::write(folder.path().join("console"), "").unwrap();
     let script = answers_script(folder.path()).replace("PATIENCE = 0.2", "PATIENCE = 30");
-    let Some(mut command) = python(&script) else { return };
+    let mut command = python(&script);
     let server = serve(
         listener,
         vec![
@@ -174,8 +171,7 @@ fn without_answers_the_installer_stops_and_says_why() {
         if let Some(text) = serial_number {
             std::fs::write(folder.path().join("serial"), text).unwrap();
         }
-        let Some(mut command) = python(&script) else { return };
-        let output = command.output().unwrap();
+        let output = python(&script).output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.contains(said) && !told.contains("Traceback") && !told.contains("secret"), "{told}");
@@ -197,9 +193,8 @@ fn answers_on_the_volume_are_taken_from_it() {
         std::fs::write(bin.join(name), text).unwrap();
         std::fs::set_permissions(bin.join(name), PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let Some(mut command) = python(&answers_script(folder.path())) else { return };
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let output = command.env("PATH", path).output().unwrap();
+    let output = python(&answers_script(folder.path())).env("PATH", path).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let placed = std::fs::read_to_string(folder.path().join("autoinstall.yaml")).unwrap();
     assert_eq!(placed, "from the volume");
@@ -237,10 +232,9 @@ fn the_installation_is_confirmed_once_when_it_asks() {
     const STATUS: &str = "GET /meta/status";
     const CONFIRMED: &str = "POST /meta/confirm?tty=%22forge%22";
     let folder = tempfile::tempdir().unwrap();
-    let Some(mut command) = python(&confirm_script(folder.path())) else { return };
     let started = Instant::now();
     // Before the installer listens: the foreground must not wait, let alone fail.
-    let output = command.output().unwrap();
+    let output = python(&confirm_script(folder.path())).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(started.elapsed() < Duration::from_secs(5));
     let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
@@ -267,7 +261,7 @@ fn an_installation_under_way_is_left_alone() {
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let script = confirm_script(folder.path());
         // In the foreground, so that its end is seen.
-        let Some(mut command) = python(&script.replace("if detach():", "if True:")) else { return };
+        let mut command = python(&script.replace("if detach():", "if True:"));
         let answer: &'static str = format!(r#"{{"state": "{state}"}}"#).leak();
         let asked = installer(listener, vec![answer]);
         assert!(command.output().unwrap().status.success(), "{state}");
