@@ -145,6 +145,28 @@ impl Fixture {
         self.folder.path().join(name)
     }
 
+    /// Starts a server of the content that answers as a good one does, but for that change.
+    fn serve(&self, change: impl Fn(usize, Reply) -> Reply + Send + Sync + 'static) -> Server {
+        let content = self.content.clone();
+        Server::start(move |number, request| change(number, good(&content, "\"a\"", request)))
+    }
+
+    /// Starts such a server that falls silent in its first answer, after that many bytes.
+    fn serve_haltingly(&self, body: usize) -> Server {
+        self.serve(
+            move |number, reply| {
+                if number == 0 { Reply { hold: true, ..cut(reply, body) } } else { reply }
+            },
+        )
+    }
+
+    /// Fetches what must come in the end, and come right.
+    async fn fetch_whole(&self, location: &str) -> Image {
+        let got = self.fetch(location).await.unwrap();
+        assert_eq!(fs::read(&got.path).unwrap(), self.content);
+        got
+    }
+
     async fn fetch(&self, location: &str) -> Result<Image, FetchError> {
         self.fetch_as(location, &Expected::Sha256(sha256(&self.content))).await
     }
@@ -181,11 +203,9 @@ fn sha256(content: &[u8]) -> String {
 #[tokio::test]
 async fn a_download_is_verified_kept_and_remembered() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |_, request| good(&content, "\"a\"", request));
+    let server = fixture.serve(|_, reply| reply);
     let url = server.url("releases/image.iso");
-    let got = fixture.fetch(&url).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    let got = fixture.fetch_whole(&url).await;
     assert!(got.path.ends_with(format!("sha256/{}/image.iso", got.sha256)));
     assert_eq!((got.size, got.from_cache, got.signed_by.clone()), (700_000, false, None));
     let told = fixture.told();
@@ -208,12 +228,10 @@ async fn a_download_is_verified_kept_and_remembered() {
 #[tokio::test]
 async fn a_damaged_file_in_the_cache_is_fetched_again() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |_, request| good(&content, "\"a\"", request));
+    let server = fixture.serve(|_, reply| reply);
     let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
     fs::write(&got.path, "damaged").unwrap();
-    let again = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&again.path).unwrap(), fixture.content);
+    let again = fixture.fetch_whole(&server.url("image.iso")).await;
     assert!(!again.from_cache);
     let aside = fixture.cache.root().join("wrong").join(format!("{}-image.iso", sha256(b"damaged")));
     assert_eq!(fs::read(aside).unwrap(), b"damaged");
@@ -222,14 +240,9 @@ async fn a_damaged_file_in_the_cache_is_fetched_again() {
 #[tokio::test]
 async fn a_broken_connection_is_resumed_where_it_broke() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
     // Five breaks, more than the three attempts that may bring nothing.
-    let server = Server::start(move |number, request| {
-        let reply = good(&content, "\"a\"", request);
-        if number < 5 { cut(reply, 100_000) } else { reply }
-    });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    let server = fixture.serve(|number, reply| if number < 5 { cut(reply, 100_000) } else { reply });
+    fixture.fetch_whole(&server.url("image.iso")).await;
     let requests = server.requests();
     assert_eq!(requests.len(), 6);
     assert_eq!(header(&requests[0], "Range"), None);
@@ -248,14 +261,9 @@ async fn a_broken_connection_is_resumed_where_it_broke() {
 
 #[tokio::test]
 async fn a_dropped_fetch_leaves_a_partial_file_that_is_resumed() {
-    let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |number, request| {
-        let reply = good(&content, "\"a\"", request);
-        if number == 0 { Reply { hold: true, ..cut(reply, 200_000) } } else { reply }
-    });
+    let mut fixture = Fixture::new();
+    let server = fixture.serve_haltingly(200_000);
     let url = server.url("image.iso");
-    let mut fixture = fixture;
     fixture.cache.retries.silence = Duration::from_secs(30);
     let arrived = async {
         while fs::metadata(fixture.partial()).map_or(0, |metadata| metadata.len()) < 200_000 {
@@ -267,8 +275,7 @@ async fn a_dropped_fetch_leaves_a_partial_file_that_is_resumed() {
         () = arrived => {}
     }
     assert_eq!(fixture.whole(), Vec::<PathBuf>::new());
-    let got = fixture.fetch(&url).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&url).await;
     assert_eq!(header(&server.requests()[1], "Range"), Some("bytes=200000-"));
     assert!(Fixture::hashed(&fixture.told()), "what came before is hashed from the disk");
 }
@@ -276,11 +283,7 @@ async fn a_dropped_fetch_leaves_a_partial_file_that_is_resumed() {
 #[tokio::test]
 async fn a_killed_process_leaves_a_partial_file_that_is_resumed() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |number, request| {
-        let reply = good(&content, "\"a\"", request);
-        if number == 0 { Reply { hold: true, ..cut(reply, 200_000) } } else { reply }
-    });
+    let server = fixture.serve_haltingly(200_000);
     let url = server.url("image.iso");
     let mut child = child(&fixture, &url, &[]);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -291,8 +294,7 @@ async fn a_killed_process_leaves_a_partial_file_that_is_resumed() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(fixture.whole(), Vec::<PathBuf>::new());
-    let got = fixture.fetch(&url).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&url).await;
     assert_eq!(header(&server.requests()[1], "Range"), Some("bytes=200000-"));
 }
 
@@ -324,8 +326,7 @@ async fn in_a_process_of_its_own() {
 #[tokio::test]
 async fn the_proxy_of_the_environment_is_used() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let proxy = Server::start(move |_, request| good(&content, "\"a\"", request));
+    let proxy = fixture.serve(|_, reply| reply);
     let variables = [("http_proxy", format!("http://{}", proxy.address)), ("no_proxy", String::new())];
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let mut child = child(&fixture, "http://images.example/x/image.iso", &variables);
@@ -341,8 +342,7 @@ async fn a_server_without_ranges_sends_all_again() {
         let reply = response("200 OK", &format!("Content-Length: {}\r\n", content.len()), &content);
         if number == 0 { cut(reply, 100_000) } else { reply }
     });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&server.url("image.iso")).await;
     assert_eq!(header(&server.requests()[1], "Range"), Some("bytes=100000-"));
 }
 
@@ -354,8 +354,7 @@ async fn a_file_that_changes_between_attempts_is_not_mixed() {
         0 => cut(good(&old, "\"old\"", request), 300_000),
         _ => good(&new, "\"new\"", request),
     });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&server.url("image.iso")).await;
     assert_eq!(server.requests().len(), 2, "the answer to If-Range was the whole new file");
 }
 
@@ -368,8 +367,7 @@ async fn a_mixed_file_is_not_blamed_on_the_server() {
         0 => cut(good(&old, NO_TAG, request), 300_000),
         _ => good(&new, NO_TAG, request),
     });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&server.url("image.iso")).await;
     let ranges: Vec<_> = server.requests().iter().map(|request| header(request, "Range").is_some()).collect();
     assert_eq!(ranges, [false, true, false], "resumed, found wrong, and begun anew");
 }
@@ -386,8 +384,7 @@ async fn a_range_that_was_not_asked_for_is_not_used() {
         }
         _ => good(&content, "\"a\"", request),
     });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&server.url("image.iso")).await;
 }
 
 #[tokio::test]
@@ -398,8 +395,7 @@ async fn a_partial_file_longer_than_the_file_is_begun_anew() {
         0 => cut(good(&vec![0; 900_000], "\"a\"", request), 800_000),
         _ => good(&content, "\"a\"", request),
     });
-    let got = fixture.fetch(&server.url("image.iso")).await.unwrap();
-    assert_eq!(fs::read(&got.path).unwrap(), fixture.content);
+    fixture.fetch_whole(&server.url("image.iso")).await;
 }
 
 #[tokio::test]
@@ -431,11 +427,10 @@ async fn what_will_not_change_is_not_tried_again() {
 #[tokio::test]
 async fn what_may_change_is_tried_again() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |number, request| match number {
+    let server = fixture.serve(|number, reply| match number {
         0 => response("503 Service Unavailable", "Retry-After: 0\r\nContent-Length: 0\r\n", b""),
-        1 => Reply { hold: true, ..cut(good(&content, "\"a\"", request), 10) },
-        _ => good(&content, "\"a\"", request),
+        1 => Reply { hold: true, ..cut(reply, 10) },
+        _ => reply,
     });
     fixture.fetch(&server.url("image.iso")).await.unwrap();
     let reasons: Vec<String> = fixture
@@ -501,10 +496,9 @@ async fn more_than_the_disk_holds_is_refused_at_once() {
 #[tokio::test]
 async fn two_fetches_make_one_download() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |_, request| {
+    let server = fixture.serve(|_, reply| {
         thread::sleep(Duration::from_millis(150));
-        good(&content, "\"a\"", request)
+        reply
     });
     let url = server.url("image.iso");
     let (one, two) = tokio::join!(fixture.fetch(&url), fixture.fetch(&url));
@@ -519,10 +513,9 @@ async fn two_fetches_make_one_download() {
 #[tokio::test]
 async fn two_processes_make_one_download() {
     let fixture = Fixture::new();
-    let content = fixture.content.clone();
-    let server = Server::start(move |_, request| {
+    let server = fixture.serve(|_, reply| {
         thread::sleep(Duration::from_millis(300));
-        good(&content, "\"a\"", request)
+        reply
     });
     let url = server.url("image.iso");
     let mut children = [child(&fixture, &url, &[]), child(&fixture, &url, &[])];

@@ -196,15 +196,9 @@ mod tests {
 
     use super::*;
     use crate::definition::{self, Inputs, Root};
-    use crate::event::{Record, Sink};
+    use crate::event::Discard;
     use crate::plan::{Selection, choose_builder, resolve};
     use crate::run::{Cancel, Run};
-
-    struct Nowhere;
-
-    impl Sink for Nowhere {
-        fn emit(&self, _: &Record) {}
-    }
 
     /// Returns what the installer is given: the volume's bytes, the serial number, what is served.
     #[expect(clippy::used_underscore_binding, reason = "a build only keeps the offers alive")]
@@ -217,7 +211,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let workspace = Workspace::create(folder.path()).unwrap();
         let run =
-            Run::new("r".into(), "t".into(), folder.path().into(), Arc::new(Nowhere), Cancel::default());
+            Run::new("r".into(), "t".into(), folder.path().into(), Arc::new(Discard), Cancel::default());
         let work = async |step: &Step<'_>| prepare_seed(&plan, &workspace, step).await;
         let seed = run.step("seed", "title", Worker::Forge, work).await.unwrap();
         let served = seed._offers.iter().map(|offer| offer.url().to_owned()).collect();
