@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::builder::Patience;
 use crate::definition::{self, Accelerator, DiskFormat, Firmware as Wanted, Profile};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::qemu::Error;
@@ -23,7 +23,7 @@ pub struct Host {
     accel: Accel,
     warning: Option<String>,
     ovmf: Option<Ovmf>,
-    patience: u32,
+    patience: Patience,
 }
 
 /// What one machine is launched with, besides its hardware.
@@ -67,7 +67,7 @@ impl Host {
             accel: choice.accel,
             warning: choice.warning,
             ovmf,
-            patience: qemu.timeout_factor.unwrap_or(default_patience),
+            patience: Patience(qemu.timeout_factor.unwrap_or(default_patience)),
         })
     }
 
@@ -83,10 +83,10 @@ impl Host {
         self.accel
     }
 
-    /// Returns a deadline for something that a guest does on this host.
+    /// Returns the patience that guests need here.
     #[must_use]
-    pub fn scaled(&self, limit: Duration) -> Duration {
-        limit * self.patience
+    pub const fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Returns the machine keys that differ from the definition's while building here.

@@ -1,0 +1,166 @@
+//! What an artifact holds besides its disks: the manifest and the logs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use tokio::process::Command;
+
+use super::guest::Facts;
+use super::inputs::Media;
+use super::workspace::{Staging, Workspace, write_whole};
+use crate::artifact::{self, BuilderInfo, CheckResult, Manifest};
+use crate::definition::VariableValue;
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::plan::Plan;
+use crate::run::Run;
+
+/// Returns what is known of a build when it is done.
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+pub(super) fn manifest(
+    plan: &Plan,
+    builder: BuilderInfo,
+    run: &Run,
+    media: &Media,
+    mut disks: Vec<artifact::Disk>,
+    checks: Vec<CheckResult>,
+    facts: Facts,
+    revision: Option<String>,
+) -> Manifest {
+    let template = &plan.definition.template;
+    let files = plan.inputs.iter().filter_map(|input| {
+        Some(artifact::Input {
+            name: input.location.clone(),
+            sha256: input.sha256.clone()?,
+            size: input.size?,
+        })
+    });
+    let mut inputs: Vec<_> = files.collect();
+    inputs.extend(media.0.iter().map(|image| artifact::Input {
+        name: image.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        sha256: image.sha256.clone(),
+        size: image.size,
+    }));
+    Manifest {
+        format: artifact::MANIFEST_VERSION,
+        template: plan.template.clone(),
+        name: template.name.clone(),
+        vmid: template.vmid,
+        release: template.release.clone(),
+        run: run.id.clone(),
+        built_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        plan: plan.digest.clone(),
+        forge: artifact::ForgeInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: crate::REVISION.map(str::to_owned),
+        },
+        revision,
+        builder,
+        inputs,
+        variables: shown_variables(plan),
+        machine: plan.definition.machine.clone(),
+        disk: disks.remove(0),
+        more_disks: disks,
+        os: facts.os,
+        checks,
+        packages: facts.packages,
+        spans: run.spans(),
+    }
+}
+
+/// Writes the manifest and the logs, and puts the artifact into its place.
+pub(super) fn finish(
+    manifest: &Manifest,
+    run: &Run,
+    workspace: &Workspace,
+    staging: &Staging,
+) -> Result<(), Failure> {
+    let logs = staging.partial.join("logs");
+    copy_logs(&run.folder, &logs).kind(Kind::Infrastructure)?;
+    let mut text =
+        serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
+    text.push(b'\n');
+    write_whole(&staging.partial.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)?;
+    staging.commit().kind(Kind::Infrastructure)?;
+    Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)
+}
+
+/// Returns the variables' values for the manifest; of a secret only whether it is set.
+fn shown_variables(plan: &Plan) -> BTreeMap<String, serde_json::Value> {
+    let show = |value: &VariableValue| match value {
+        VariableValue::Plain(value) => value.clone(),
+        VariableValue::Secret(secret) => serde_json::json!({"secret": true, "set": secret.is_set()}),
+    };
+    plan.variables.iter().map(|(name, variable)| (name.clone(), show(&variable.value))).collect()
+}
+
+/// Returns the git revision of a folder, with `-dirty` when files differ from it.
+pub(super) async fn git_revision(root: &Path) -> Option<String> {
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(root)
+        .args(["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// Copies a run's evidence, as far as it is text or archives of text, into an artifact.
+fn copy_logs(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", from.display()))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let context = || format!("copying {}", path.display());
+        if entry.file_type().with_context(context)?.is_dir() {
+            if name != "work" {
+                copy_logs(&path, &to.join(name))?;
+            }
+        } else if path
+            .extension()
+            .is_some_and(|ending| ["json", "jsonl", "log", "txt"].iter().any(|it| ending == *it))
+        {
+            fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+            fs::copy(&path, to.join(name)).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_revision_says_whether_files_differ_from_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(git_revision(folder.path()).await, None);
+        let git = |args: &[&str]| {
+            let who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"];
+            let output = std::process::Command::new("git")
+                .arg("-C")
+                .arg(folder.path())
+                .args(who)
+                .args(args)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        fs::write(folder.path().join("a"), "1").unwrap();
+        git(&["init", "--quiet"]);
+        git(&["add", "a"]);
+        git(&["commit", "--quiet", "--message", "x"]);
+        let head = git(&["rev-parse", "HEAD"]);
+        assert_eq!(git_revision(folder.path()).await, Some(head.clone()));
+        fs::write(folder.path().join("a"), "2").unwrap();
+        assert_eq!(git_revision(folder.path()).await, Some(head + "-dirty"));
+    }
+}

@@ -1,0 +1,159 @@
+//! One machine of a build: its launch, its end, its last words.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+
+use super::host::{Host, Launch};
+use crate::builder::BuildOptions;
+use crate::builder::workspace::Workspace;
+use crate::communicator::socket_agent::SocketAgent;
+use crate::definition::DiskFormat;
+use crate::event::{Worker, human_duration};
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::plan::Plan;
+use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
+use crate::qemu::{End, Machine, MachineSpec};
+use crate::run::{Ending, Run, Step, UndoId};
+
+/// How many lines of its console a guest that failed is quoted with.
+const CONSOLE_LINES: usize = 10;
+
+/// Makes a folder in the run's evidence for one machine's logs.
+pub(super) fn machine_folder(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure> {
+    let folder = workspace.folder.join(name);
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("making {}", folder.display()))
+        .kind(Kind::Infrastructure)?;
+    Ok(folder)
+}
+
+/// Launches a machine whose end is registered first: after a failure with its screen kept, or with
+/// the machine itself kept if that was asked for.
+pub(super) async fn launch_machine(
+    run: &Run,
+    options: &BuildOptions,
+    (name, ssh_port): (&'static str, u16),
+    spec: &MachineSpec,
+    folder: &Path,
+) -> Result<(Arc<Machine>, UndoId), Failure> {
+    let slot: Arc<Mutex<Option<Arc<Machine>>>> = Arc::default();
+    let (for_undo, screenshot) = (Arc::clone(&slot), run.path(format!("{name}.png")));
+    let keeper = options.keeper.clone();
+    let undo = run.undo(
+        format!("the machine of `{name}`"),
+        "nothing: it ends with forge",
+        move |ending| async move {
+            let machine = for_undo.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let Some(machine) = machine else { return Ok(()) };
+            if ending == Ending::Failed {
+                // Evidence, as far as it can be had.
+                let _taken = machine.screenshot(&screenshot).await;
+                if keeper.is_wanted() {
+                    keeper.keep(machine, ssh_port);
+                    return Ok(());
+                }
+            }
+            machine.kill().await;
+            Ok(())
+        },
+    );
+    let machine = Arc::new(Machine::launch(spec, folder).await.kind(Kind::Infrastructure)?);
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&machine));
+    Ok((machine, undo))
+}
+
+/// Shows the last lines of the serial console, as far as it has any.
+pub(super) fn show_console(step: &Step<'_>, machine: &Machine) {
+    let text = std::fs::read(machine.serial_log()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+        step.output(*line);
+    }
+}
+
+/// The machine that runs the installed system.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) machine: Arc<Machine>,
+    pub(super) agent: SocketAgent,
+    pub(super) undo: UndoId,
+}
+
+/// Boots the installed system and waits for its guest agent.
+pub(super) async fn boot(
+    plan: &Plan,
+    host: &Host,
+    workspace: &Workspace,
+    options: &BuildOptions,
+    disks: &[(PathBuf, DiskFormat)],
+    step: &Step<'_>,
+) -> Result<Running, Failure> {
+    let folder = machine_folder(workspace, "guest")?;
+    let launch = Launch {
+        folder: &folder,
+        disks: disks.to_vec(),
+        cdroms: Vec::new(),
+        // For a person who keeps the machine of a failed build; forge itself has no use for it.
+        network: UserNet {
+            forwards: vec![Forward { address: None, port: plan.definition.proof.ssh_port }],
+            ..UserNet::default()
+        },
+        serial: None,
+        boot: Boot::Disk,
+        on_reset: OnReset::Restart,
+    };
+    let spec = host.spec(&plan.machine, launch).kind(Kind::Infrastructure)?;
+    let (machine, undo) =
+        launch_machine(step.run(), options, ("guest", plan.definition.proof.ssh_port), &spec, &folder)
+            .await?;
+    step.worker(Worker::Guest);
+    let agent = SocketAgent::new(machine.agent_socket(), machine.state());
+    let started = tokio::time::Instant::now();
+    let deadline = host.patience().scaled(plan.definition.timeouts.boot.duration());
+    agent.wait_until_ready(deadline).await.kind(silence(&machine)).map_err(|failure| {
+        show_console(step, &machine);
+        match failure.kind {
+            Kind::Deadline => failure
+                .hint(
+                    "the installed system did not bring its guest agent up: see guest.png and the serial log",
+                )
+                .hint("is qemu-guest-agent among the packages of the autoinstall file?")
+                .hint("more time: `timeouts.boot`"),
+            _ => failure,
+        }
+    })?;
+    step.note(format!("guest agent answers after {}", human_duration(started.elapsed())));
+    Ok(Running { machine, agent, undo })
+}
+
+/// Powers off the sealed guest, and waits until its disks are whole.
+pub(super) async fn power_off(machine: &Machine, deadline: Duration) -> Result<(), Failure> {
+    machine.powerdown().await.kind(Kind::Infrastructure)?;
+    let end = machine.wait_for_end(deadline).await.kind(Kind::Deadline)?;
+    if end != End::PowerOff {
+        return Err(Failure::new(Kind::Guest, anyhow!("{end} instead of powering off after it was sealed")));
+    }
+    machine.quit().await.kind(Kind::Infrastructure)
+}
+
+/// Returns what kind of failure it is that something went wrong with a guest: QEMU's own death is
+/// none of the guest's doing.
+pub(super) fn gone(machine: &Machine, otherwise: Kind) -> Kind {
+    match machine.state().borrow().end {
+        Some(End::Crashed { .. }) => Kind::Infrastructure,
+        _ => otherwise,
+    }
+}
+
+/// Returns what kind of failure it is that a guest does not answer.
+pub(super) fn silence(machine: &Machine) -> Kind {
+    match machine.state().borrow().end {
+        None => Kind::Deadline,
+        Some(End::Crashed { .. }) => Kind::Infrastructure,
+        Some(_) => Kind::Guest,
+    }
+}
