@@ -95,13 +95,15 @@ pub struct Failure {
     pub error: anyhow::Error,
     /// What the user can do, one sentence each.
     pub hints: Vec<String>,
+    /// Whether the user has read the error already, in a run's report: then only the hints are new.
+    pub told: bool,
 }
 
 impl Failure {
     /// Returns a failure without hints.
     #[must_use]
     pub fn new(kind: Kind, error: impl Into<anyhow::Error>) -> Self {
-        Self { kind, error: error.into(), hints: Vec::new() }
+        Self { kind, error: error.into(), hints: Vec::new(), told: false }
     }
 
     /// Returns the failure with one more hint.
@@ -110,17 +112,30 @@ impl Failure {
         self.hints.push(hint.into());
         self
     }
+
+    /// Returns the error's text and those of its causes, without what an error above has said:
+    /// many errors repeat their source in their own text.
+    #[must_use]
+    pub fn messages(&self) -> Vec<String> {
+        let mut messages: Vec<String> = Vec::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if !messages.last().is_some_and(|above| above.contains(&cause)) {
+                messages.push(cause);
+            }
+        }
+        messages
+    }
 }
 
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {:#}", self.kind, self.error)
+        write!(f, "{:?}: {self}", self.kind)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        f.write_str(&self.messages().join(": "))
     }
 }
 
@@ -163,5 +178,16 @@ mod tests {
     fn a_failure_inside_keeps_its_kind() {
         let inner: Result<(), Failure> = Err(Failure::new(Kind::Check, anyhow::anyhow!("no")));
         assert_eq!(inner.kind(Kind::Guest).unwrap_err().kind, Kind::Check);
+    }
+
+    #[test]
+    fn what_was_said_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("reading {0}")]
+        struct Reading(#[source] std::io::Error);
+        let error = anyhow::Error::from(Reading(std::io::Error::other("disk on fire"))).context("fetching");
+        let failure = Failure::new(Kind::Plan, error);
+        assert_eq!(failure.messages(), ["fetching", "reading disk on fire"]);
+        assert_eq!(failure.to_string(), "fetching: reading disk on fire");
     }
 }

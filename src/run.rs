@@ -65,7 +65,22 @@ pub enum Ending {
     Cancelled,
 }
 
-type UndoAction = Box<dyn FnOnce(Ending) -> BoxFuture<'static, anyhow::Result<()>> + Send>;
+/// What an undo found to undo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undone {
+    /// The thing was there, and is no more.
+    Removed,
+    /// It was never made, or it is to stay: there is nothing to tell.
+    Nothing,
+}
+
+impl From<()> for Undone {
+    fn from((): ()) -> Self {
+        Self::Removed
+    }
+}
+
+type UndoAction = Box<dyn FnOnce(Ending) -> BoxFuture<'static, anyhow::Result<Undone>> + Send>;
 
 struct Undo {
     id: u64,
@@ -181,11 +196,13 @@ impl Run {
     }
 
     /// Registers how to remove something again, *before* it is made; it must accept that the
-    /// thing was never made. `by_hand` is the command that does the same.
-    pub fn undo<F, Fut>(&self, what: impl Into<String>, by_hand: impl Into<String>, action: F) -> UndoId
+    /// thing was never made, which it may tell as [`Undone::Nothing`]. `by_hand` is the command that
+    /// does the same.
+    pub fn undo<F, Fut, U>(&self, what: impl Into<String>, by_hand: impl Into<String>, action: F) -> UndoId
     where
         F: FnOnce(Ending) -> Fut + Send + 'static,
-        Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+        Fut: Future<Output = anyhow::Result<U>> + Send + 'static,
+        U: Into<Undone>,
     {
         let mut state = self.state();
         let id = state.next_undo;
@@ -194,7 +211,10 @@ impl Run {
             id,
             what: what.into(),
             by_hand: by_hand.into(),
-            action: Box::new(|ending| Box::pin(action(ending))),
+            action: Box::new(|ending| {
+                let undone = action(ending);
+                Box::pin(async move { undone.await.map(Into::into) })
+            }),
         });
         UndoId(id)
     }
@@ -246,7 +266,8 @@ impl Run {
         loop {
             let Some(undo) = self.state().undo.pop() else { return };
             let error = match tokio::time::timeout(UNDO_DEADLINE, (undo.action)(ending)).await {
-                Ok(Ok(())) => None,
+                Ok(Ok(Undone::Nothing)) => continue,
+                Ok(Ok(Undone::Removed)) => None,
                 Ok(Err(error)) => Some(format!("{error:#}; remove it with: {}", undo.by_hand)),
                 Err(_) => Some(format!(
                     "not done after {}; remove it with: {}",
@@ -452,11 +473,20 @@ mod tests {
         assert_eq!(run.pending().len(), 3);
     }
 
+    #[tokio::test]
+    async fn what_was_never_made_is_not_said_to_be_removed() {
+        let (sink, run) = run();
+        run.undo("made", "rm", |_| async { Ok(Undone::Removed) });
+        run.undo("never made", "rm", |_| async { Ok(Undone::Nothing) });
+        run.finish(Err(&Failure::new(Kind::Guest, anyhow::anyhow!("no")))).await;
+        assert_eq!(*lock(&sink.0), ["undone made true", "run failed"]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_undo_that_hangs_becomes_a_leftover_and_the_next_still_runs() {
         let (sink, run) = run();
         run.undo("first", "rm first", |_| async { Ok(()) });
-        run.undo("second", "rm second", |_| std::future::pending());
+        run.undo("second", "rm second", |_| std::future::pending::<anyhow::Result<()>>());
         run.finish(Err(&Failure::new(Kind::Guest, anyhow::anyhow!("no")))).await;
         assert_eq!(*lock(&sink.0), ["undone second false", "undone first true", "run failed"]);
     }

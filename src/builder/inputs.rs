@@ -83,7 +83,7 @@ fn fetch_failure(error: FetchError) -> Failure {
         _ => Kind::Plan,
     };
     let hint = match &error {
-        Error::Missing { .. } => {
+        Error::Missing { .. } | Error::Unreadable { .. } => {
             Some("name the medium in `source.iso`, or with the variable it takes: --var iso=PATH")
         }
         Error::WrongDigest { .. } => Some(

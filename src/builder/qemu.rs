@@ -11,7 +11,7 @@ pub mod host;
 mod machine;
 mod prove;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use self::host::{Host, Launch};
 use self::machine::{boot, gone, launch_machine, machine_folder, power_off, show_console};
@@ -25,13 +25,13 @@ use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper};
 use crate::artifact;
 use crate::definition::{DiskFormat, Transport};
-use crate::event::{Unit, Worker};
+use crate::event::{Event, Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch;
 use crate::plan::Plan;
 use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, OnReset, UserNet};
-use crate::run::{Ending, Run, Step};
+use crate::run::{Ending, Run, Step, Undone};
 
 /// Builds a plan's template and returns the artifact's folder.
 ///
@@ -44,6 +44,9 @@ pub async fn build(
     run: &Run,
 ) -> Result<PathBuf, Failure> {
     let host = Host::find(&plan.builder.profile, &plan.machine)?;
+    if let Some(warning) = host.warning() {
+        run.emit(Event::Warning { step: None, message: warning.to_owned() });
+    }
     let staging =
         workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
     register_folders(run, workspace, &staging, &options.keeper);
@@ -57,9 +60,6 @@ pub async fn build(
         .await?;
     let seed = run
         .step("seed", "preparing the installer's answers", Worker::Forge, async |step| {
-            if let Some(warning) = host.warning() {
-                step.warn(warning);
-            }
             prepare_seed(plan, workspace, step).await
         })
         .await?;
@@ -148,13 +148,23 @@ fn register_folders(run: &Run, workspace: &Workspace, staging: &Staging, keeper:
     let keeper = keeper.clone();
     let (partial, folder) = (staging.partial.clone(), workspace.folder.clone());
     run.undo("the partial artifact", format!("rm -r {}", partial.display()), move |_| async move {
-        remove(&partial)
+        remove_used(&partial)
     });
     let by_hand = format!("rm -r {}", folder.join("work").display());
     run.undo("the build's disks", by_hand, move |ending| async move {
         // A kept machine still runs on them; whoever keeps it removes them.
-        if ending == Ending::Failed && keeper.is_wanted() { Ok(()) } else { Workspace::clear_work(&folder) }
+        if ending == Ending::Failed && keeper.is_wanted() {
+            return Ok(Undone::Nothing);
+        }
+        remove_used(&folder.join("work"))
     });
+}
+
+/// Removes a folder that was made ahead of what goes into it: an empty one is not worth telling.
+fn remove_used(folder: &Path) -> anyhow::Result<Undone> {
+    let used = folder.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    remove(folder)?;
+    Ok(if used { Undone::Removed } else { Undone::Nothing })
 }
 
 async fn create_disks(plan: &Plan, workspace: &Workspace) -> Result<Vec<(PathBuf, DiskFormat)>, Failure> {

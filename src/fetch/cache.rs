@@ -159,7 +159,8 @@ impl Stamp {
             _ => FetchError::disk("reading", path, error),
         })?;
         if !metadata.is_file() {
-            let error = std::io::Error::other("it is not a regular file");
+            let what = if metadata.is_dir() { "it is a folder" } else { "it is not a regular file" };
+            let error = std::io::Error::new(ErrorKind::InvalidInput, what);
             return Err(FetchError::disk("reading", path, error));
         }
         Ok(Self {

@@ -53,7 +53,7 @@ pub(super) async fn cached(
     let (partial, size) = (download.path.clone(), download.done);
     download.forget_state();
     if actual != digest {
-        let kept = cache.set_aside(&partial, &actual, &name)?;
+        let kept = Some(cache.set_aside(&partial, &actual, &name)?);
         let expected = digest.to_owned();
         return Err(FetchError::WrongDigest { name: shown(url), expected, actual, kept });
     }

@@ -114,6 +114,14 @@ pub enum FetchError {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// The file on this machine is there and is none that can be read: a folder, or not the user's.
+    #[error("{} cannot be read: {reason}", path.display())]
+    Unreadable {
+        /// What the definition names.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The location is neither a path nor an http or https URL.
     #[error("`{location}` cannot be fetched: {reason}")]
     Location {
@@ -155,7 +163,7 @@ pub enum FetchError {
         reason: String,
     },
     /// The file is not what it must be.
-    #[error("{name} is not what it must be: expected SHA-256 {expected}, found {actual}; it is kept as {}", kept.display())]
+    #[error("{name} is not what it must be: expected SHA-256 {expected}, found {actual}; {}", kept_words(kept.as_deref()))]
     WrongDigest {
         /// The file, as the definition names it.
         name: String,
@@ -163,8 +171,8 @@ pub enum FetchError {
         expected: String,
         /// What it is.
         actual: String,
-        /// Where it is: aside when it was downloaded, in place when it is a local file.
-        kept: PathBuf,
+        /// Where a download was put aside; a file of this machine stays what and where it is.
+        kept: Option<PathBuf>,
     },
     /// The file changed while it was read.
     #[error("{} changed while it was hashed; is it still being written?", path.display())]
@@ -229,6 +237,13 @@ pub enum FetchError {
     /// No cache folder can be found.
     #[error("there is no place for the cache: set FORGE_CACHE, XDG_CACHE_HOME or HOME")]
     NoCache,
+}
+
+fn kept_words(kept: Option<&Path>) -> String {
+    match kept {
+        Some(path) => format!("the download is kept as {}", path.display()),
+        None => "the file is left untouched".to_owned(),
+    }
 }
 
 impl FetchError {
@@ -317,7 +332,7 @@ async fn local(
     cache: &Cache,
     progress: OnProgress<'_>,
 ) -> Result<u64, FetchError> {
-    let found = hash::digest_of(path, cache, progress).await?;
+    let found = hash::digest_of(path, cache, progress).await.map_err(|error| unreadable(path, error))?;
     if found.sha256 == digest {
         return Ok(found.size);
     }
@@ -325,8 +340,21 @@ async fn local(
         name: name.to_owned(),
         expected: digest.to_owned(),
         actual: found.sha256,
-        kept: path.to_owned(),
+        kept: None,
     })
+}
+
+/// Tells a file that can never be read so, whatever the machine does, from a disk that fails.
+fn unreadable(path: &Path, error: FetchError) -> FetchError {
+    use std::io::ErrorKind;
+    match error {
+        FetchError::Disk { source, .. }
+            if matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::PermissionDenied | ErrorKind::NotADirectory) =>
+        {
+            FetchError::Unreadable { path: path.to_owned(), reason: source.to_string() }
+        }
+        other => other,
+    }
 }
 
 /// Returns the digest that a signed list gives a name, and who signed the list.

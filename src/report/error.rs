@@ -5,30 +5,28 @@ use crate::failure::Failure;
 use super::text::{self, Look};
 
 /// Returns the text of a failure: `error:`, `caused by:` and `hint:` lines. An error that renders
-/// itself over several lines (a diagnostic with its source) stands as it is.
+/// itself over several lines (a diagnostic with its source) stands as it is, and one that a run's
+/// report has told is left out.
 #[must_use]
 pub fn failure_text(failure: &Failure, look: Look) -> String {
-    let mut causes = failure.error.chain().map(ToString::to_string);
-    let error = causes.next().unwrap_or_default();
+    let mut lines = if failure.told { Vec::new() } else { error_lines(failure, look) };
+    lines.extend(failure.hints.iter().map(|hint| format!("{} {hint}", look.accent("hint:"))));
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+fn error_lines(failure: &Failure, look: Look) -> Vec<String> {
+    let mut messages = failure.messages().into_iter();
+    let error = messages.next().unwrap_or_default();
     let mut lines = Vec::new();
     if error.trim_end().contains('\n') {
         lines.push(error.trim_end().to_owned());
     } else {
         lines.push(format!("{} {}", look.bad("error:"), text::clean(&error)));
     }
-    // Many errors repeat their source in their own text.
-    let mut above = error;
-    for cause in causes {
-        if !above.contains(&cause) {
-            let shown: Vec<String> = text::clean_lines(&cause);
-            lines.push(format!("{} {}", look.bad("caused by:"), shown.join("\n  ")));
-        }
-        above = cause;
+    for cause in messages {
+        lines.push(format!("{} {}", look.bad("caused by:"), text::clean_lines(&cause).join("\n  ")));
     }
-    for hint in &failure.hints {
-        lines.push(format!("{} {hint}", look.accent("hint:")));
-    }
-    lines.join("\n") + "\n"
+    lines
 }
 
 #[cfg(test)]
@@ -51,6 +49,13 @@ mod tests {
             "error: starting the machine\ncaused by: opening /run/qmp.sock\ncaused by: connection refused\n\
              hint: run `forge doctor`\n"
         );
+    }
+
+    #[test]
+    fn of_what_a_report_has_told_the_hints_are_left() {
+        let mut failure = Failure::new(Kind::Plan, anyhow!("there is no file a.iso")).hint("name it");
+        failure.told = true;
+        assert_eq!(shown(&failure), "hint: name it\n");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Machine, MachineSpec};
-use crate::run::{Ending, Run, Step, UndoId};
+use crate::run::{Ending, Run, Step, UndoId, Undone};
 
 /// How many lines of its console a guest that failed is quoted with.
 const CONSOLE_LINES: usize = 10;
@@ -47,17 +47,17 @@ pub(super) async fn launch_machine(
         "nothing: it ends with forge",
         move |ending| async move {
             let machine = for_undo.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let Some(machine) = machine else { return Ok(()) };
+            let Some(machine) = machine else { return Ok(Undone::Nothing) };
             if ending == Ending::Failed {
                 // Evidence, as far as it can be had.
                 let _taken = machine.screenshot(&screenshot).await;
                 if keeper.is_wanted() {
                     keeper.keep(machine, ssh_port);
-                    return Ok(());
+                    return Ok(Undone::Nothing);
                 }
             }
             machine.kill().await;
-            Ok(())
+            Ok(Undone::Removed)
         },
     );
     let machine = Arc::new(Machine::launch(spec, folder).await.kind(Kind::Infrastructure)?);
