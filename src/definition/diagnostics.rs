@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A stretch of one file's text, in bytes.
@@ -34,6 +35,42 @@ pub(crate) struct SourceText {
     pub(crate) name: String,
     /// The text as it may be shown: secrets are masked, byte for byte.
     pub(crate) shown: String,
+}
+
+/// How messages call the text of an option.
+pub(crate) const COMMAND_LINE: &str = "command line";
+
+/// How messages call the text of an environment variable.
+pub(crate) const ENVIRONMENT: &str = "environment";
+
+/// A place in a text that stays when the findings have gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    text: Arc<SourceText>,
+    span: Span,
+}
+
+impl Place {
+    /// Tells whether both are the same stretch of the same file.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let of = |place: &Self| (place.text.name.clone(), place.span.start, place.span.end);
+        of(self) == of(other)
+    }
+
+    /// Returns what is wrong there, alone.
+    pub(crate) fn refuse(&self, finding: impl FnOnce(Span) -> Finding) -> Diagnostics {
+        let mut finding = finding(self.span);
+        finding.span.file = 0;
+        Diagnostics { list: vec![Diagnostic::new(std::slice::from_ref(&self.text), finding)] }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = shown_range(&self.text.shown, self.span.start, self.span.end).start;
+        let (line, column) = line_column(&self.text.shown, start);
+        write!(f, "{}:{}:{}", self.text.name, line + 1, column + 1)
+    }
 }
 
 /// One finding.
@@ -96,6 +133,11 @@ impl Findings {
 
     pub(crate) fn name(&self, file: usize) -> &str {
         &self.texts[file].name
+    }
+
+    /// Returns a span with its text.
+    pub(crate) fn place(&self, span: Span) -> Place {
+        Place { text: Arc::new(self.texts[span.file].clone()), span }
     }
 
     pub(crate) fn push(&mut self, finding: Finding) {
@@ -174,7 +216,7 @@ impl Style {
 }
 
 /// One thing that is wrong in a definition, profile, variable or seed file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Diagnostic {
     /// The file, relative to the root where it lies below it.
     pub file: String,
@@ -210,6 +252,17 @@ impl Diagnostic {
             help: finding.help,
             text,
             range,
+        }
+    }
+}
+
+impl Diagnostic {
+    /// Returns where it is, as a person names it: `FILE:LINE:COLUMN`, or the command line.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self.file.as_str() {
+            COMMAND_LINE | ENVIRONMENT => self.file.clone(),
+            file => format!("{file}:{}:{}", self.line, self.column),
         }
     }
 }

@@ -5,15 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::anyhow;
 use serde_json::{Value as Json, json};
 
-use super::diagnostics::{Diagnostics, Finding, Findings, Span, did_you_mean};
+use super::diagnostics::{self, Diagnostics, Finding, Findings, Span, closest, did_you_mean};
 use super::expression::{self, Known, Place};
-use super::files::{FileReference, Gatherer, key_file, read_text, report_problems};
+use super::files::{FileReference, Gatherer, ReadProblem, key_file, read_text, report_problems};
 use super::model::{DEFINITION_VERSION, Definition, PROFILE_VERSION, Profile, QemuProfile};
 use super::render::{Renderer, context, file_context, variables_json};
 use super::root::Root;
 use super::shape::{Checker, DEFINITION, PROFILE};
 use super::tree::{Entry, Node, Value, merge, parse_toml};
-use super::variables::{Inputs, Resolved, ResolvedVariable, VariableValue, declare, resolve};
+use super::variables::{
+    Declared, Inputs, Resolved, ResolvedVariable, VARIABLE_PREFIX, VariableValue, declare, environment_name,
+    resolve,
+};
 use super::{Secret, rules};
 use crate::failure::{Failure, Kind};
 
@@ -33,6 +36,8 @@ pub struct Loaded {
     pub variables: BTreeMap<String, ResolvedVariable>,
     /// The files that it refers to.
     pub files: Vec<FileReference>,
+    /// Where its VMID stands.
+    vmid: diagnostics::Place,
 }
 
 impl Loaded {
@@ -99,10 +104,61 @@ pub fn check(
 /// What cannot be read counts as none: [`check`] says what is wrong with it.
 #[must_use]
 pub fn variable_names(root: &Root, name: &str) -> BTreeSet<String> {
+    declared_entries(root, name).unwrap_or_default().into_iter().map(|entry| entry.key).collect()
+}
+
+/// Returns what stands in the tables `[variables]` of a template and those it extends; `None` when
+/// one of them cannot be read.
+fn declared_entries(root: &Root, name: &str) -> Option<Vec<Entry>> {
     let mut loader = Loader { root, findings: Findings::default(), texts: BTreeMap::new() };
-    let chain = loader.chain(name).unwrap_or_default();
+    let chain = loader.chain(name)?;
     let tables = chain.iter().filter_map(|link| link.node.get("variables"));
-    tables.flat_map(|table| table.entries().iter().map(|entry| entry.key.clone())).collect()
+    Some(tables.flat_map(|table| table.entries().to_vec()).collect())
+}
+
+/// Returns the environment's `FORGE_VAR_…` that no template of the root takes, each with what was
+/// meant perhaps. There are none while a template cannot be read: it may be the one that takes them.
+#[must_use]
+pub fn stray_variables(root: &Root, inputs: &Inputs) -> Vec<(String, Option<String>)> {
+    let given: Vec<&String> = inputs.env.keys().filter(|name| name.starts_with(VARIABLE_PREFIX)).collect();
+    if given.is_empty() {
+        return Vec::new();
+    }
+    let names = root.templates().unwrap_or_default();
+    let entries: Option<Vec<_>> = names.iter().map(|name| declared_entries(root, name)).collect();
+    let Some(entries) = entries else { return Vec::new() };
+    let taken: BTreeSet<String> = entries
+        .iter()
+        .flatten()
+        .flat_map(|entry| {
+            let own = entry.node.text_at("env").map(str::to_owned);
+            own.into_iter().chain([environment_name(&entry.key)])
+        })
+        .collect();
+    let strays = given.into_iter().filter(|name| !taken.contains(*name));
+    strays.map(|name| (name.clone(), meant(name, &taken))).collect()
+}
+
+/// Returns ``did you mean `FORGE_VAR_…`?``, by what follows the prefix: that all have in common.
+fn meant(name: &str, taken: &BTreeSet<String>) -> Option<String> {
+    let bare = |name: &'_ str| name.strip_prefix(VARIABLE_PREFIX).map(str::to_owned);
+    let names: Vec<String> = taken.iter().filter_map(|name| bare(name)).collect();
+    let found = closest(&bare(name)?, names.iter().map(String::as_str))?;
+    Some(format!("did you mean `{VARIABLE_PREFIX}{found}`?"))
+}
+
+/// Refuses a template that takes the VMID of one of the others, which are validated together.
+#[must_use]
+pub fn same_vmid(template: &Loaded, others: &[&Loaded]) -> Option<Diagnostics> {
+    let vmid = template.definition.template.vmid;
+    let other = others.iter().find(|other| other.definition.template.vmid == vmid)?;
+    let message = format!("`{}` and `{}` have the same VMID {vmid}", other.name, template.name);
+    let help = if template.vmid.is(&other.vmid) {
+        format!("both take it from here: set `template.vmid` in {}", definition_path(&template.name))
+    } else {
+        format!("that of `{}` stands at {}; each template needs its own", other.name, other.vmid)
+    };
+    Some(template.vmid.refuse(|span| Finding::new(span, message).help(help)))
 }
 
 /// Loads a builder profile; `qemu` is there even without a file.
@@ -162,7 +218,22 @@ fn circle(links: &[Link]) -> Finding {
     let files: Vec<String> = around.map(|link| definition_path(&link.name)).collect();
     let link = &links[first];
     let span = link.node.get("extends").map_or(link.node.span, |extends| extends.span);
+    if links.len() == 1 {
+        return Finding::new(span, format!("`{}` extends itself", link.name))
+            .help("remove `extends`, or name another template");
+    }
     Finding::new(span, "`extends` goes round in a circle").help(files.join(" → "))
+}
+
+/// Says why a definition or profile cannot be read; most often it was never written.
+fn unreadable(root: &Root, path: &str, span: Span, problem: &ReadProblem) -> Finding {
+    match path.rsplit_once('/') {
+        Some((folder, name)) if !root.path().join(path).exists() => {
+            Finding::new(span, format!("there is no {name} in {folder}/"))
+                .help(format!("write {path}, or remove the folder: each one in templates/ is a template"))
+        }
+        _ => Finding::new(span, format!("{path}: {}", problem.message)),
+    }
 }
 
 /// One file's way through reading and checking.
@@ -180,9 +251,8 @@ impl Loader<'_> {
         let names: Vec<String> = chain.iter().map(|link| link.name.clone()).collect();
         let mut tree = chain.into_iter().map(|link| link.node).rev().reduce(merge)?;
 
-        let variables = self.take_variables(&mut tree);
-        let declared =
-            variables.as_ref().map(|entry| declare(&entry.node, &mut self.findings)).unwrap_or_default();
+        let mut variables = tree.remove("variables");
+        let declared = variables.as_mut().map(|entry| self.declare(&mut entry.node)).unwrap_or_default();
         let known: BTreeSet<String> = declared.iter().map(|variable| variable.name.clone()).collect();
         let resolved = if is_abstract {
             Resolved { values: BTreeMap::new(), unknown: known.clone() }
@@ -191,7 +261,7 @@ impl Loader<'_> {
         };
 
         Renderer::new(&known, &resolved, &self.texts, &mut self.findings).definition(&mut tree);
-        Checker::new(&DEFINITION, !is_abstract, &mut self.findings).check(&mut tree, None);
+        Checker::new(&DEFINITION, !is_abstract, &mut self.findings).check_at(&mut tree, &[]);
         if is_abstract {
             return (self.findings.count() == 0).then_some(Checked::Abstract);
         }
@@ -210,11 +280,22 @@ impl Loader<'_> {
         (self.findings.count() == 0).then(|| Checked::Complete(Box::new(loaded)))
     }
 
-    /// Takes the variables out of the tree: they are checked first and are not rendered.
-    fn take_variables(&mut self, tree: &mut Node) -> Option<Entry> {
-        let mut entry = tree.remove("variables")?;
-        Checker::new(&DEFINITION, true, &mut self.findings).check(&mut entry.node, Some("variables"));
-        Some(entry)
+    /// Reads the variables, which are checked before all else and are not rendered.
+    fn declare(&mut self, variables: &mut Node) -> Vec<Declared> {
+        let Value::Table(entries) = &mut variables.value else {
+            Checker::new(&DEFINITION, true, &mut self.findings).check_at(variables, &["variables"]);
+            return Vec::new();
+        };
+        entries
+            .iter_mut()
+            .map(|entry| {
+                let before = self.findings.count();
+                Checker::new(&DEFINITION, true, &mut self.findings)
+                    .check_at(&mut entry.node, &["variables", &entry.key]);
+                let fits = self.findings.count() == before;
+                declare(entry, fits, &mut self.findings)
+            })
+            .collect()
     }
 
     /// Reads a template and those it extends, nearest first; `None` when one cannot be used.
@@ -271,9 +352,9 @@ impl Loader<'_> {
         let text = match read_text(&self.root.path().join(path)) {
             Ok(text) => text,
             Err(problem) => {
-                let file = self.findings.add_text(path, problem.shown);
+                let file = self.findings.add_text(path, problem.shown.as_str());
                 let span = Span::new(file, problem.at..problem.at + 1);
-                self.findings.push(Finding::new(span, format!("{path}: {}", problem.message)));
+                self.findings.push(unreadable(self.root, path, span, &problem));
                 return None;
             }
         };
@@ -375,7 +456,10 @@ impl Loader<'_> {
         let shown: Result<Definition, _> = serde_json::from_value(tree.to_json(true));
         match (real, shown) {
             (Ok(definition), Ok(shown)) => {
-                Some(Loaded { name: name.to_owned(), definition, shown, variables: resolved.values, files })
+                let vmid = tree.get("template").and_then(|template| template.get("vmid"));
+                let vmid = self.findings.place(vmid.map_or(tree.span, |vmid| vmid.span));
+                let (name, variables) = (name.to_owned(), resolved.values);
+                Some(Loaded { name, definition, shown, variables, files, vmid })
             }
             // The shape comes from the same structs, so this is a gap in the checks above.
             (Err(error), _) | (_, Err(error)) => {
@@ -443,7 +527,7 @@ impl Loader<'_> {
 
     fn profile(&mut self, name: &str) -> Option<Profile> {
         let mut tree = self.read(&format!("builders/{name}.toml"), PROFILE_VERSION)?;
-        Checker::new(&PROFILE, true, &mut self.findings).check(&mut tree, None);
+        Checker::new(&PROFILE, true, &mut self.findings).check_at(&mut tree, &[]);
         rules::check_profile(&tree, &mut self.findings);
         if self.findings.count() > 0 {
             return None;

@@ -35,7 +35,10 @@ mod variables;
 
 pub use diagnostics::{Diagnostic, Diagnostics, Style};
 pub use files::{FileReference, FileRole};
-pub use load::{Checked, LOCAL_PROFILE, Loaded, check, diagnostics, load, load_profile, variable_names};
+pub use load::{
+    Checked, LOCAL_PROFILE, Loaded, check, diagnostics, load, load_profile, same_vmid, stray_variables,
+    variable_names,
+};
 pub use model::*;
 pub use root::Root;
 pub use secret::Secret;

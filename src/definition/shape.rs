@@ -24,6 +24,9 @@ pub(crate) enum Shape {
     Table(Vec<Field>),
 }
 
+/// The keys whose text is a script.
+const MAY_HAVE_LINES: [&str; 2] = ["inline", "run"];
+
 /// A regular expression, compiled when it is first needed.
 #[derive(Debug)]
 pub(crate) struct Pattern {
@@ -166,16 +169,19 @@ impl<'a> Checker<'a> {
         Self { root, complete, path: Vec::new(), findings }
     }
 
-    /// Checks a whole file, or with `key` the value of one top-level key.
-    pub(crate) fn check(mut self, node: &mut Node, key: Option<&str>) {
-        match key {
-            None => self.value(node, self.root, ""),
-            Some(key) => {
-                let field = self.root.field(key).expect("callers name a key of the model");
-                self.path.push(key.to_owned());
-                self.value(node, &field.shape, &field.doc);
+    /// Checks a whole file, or with a path of keys the value that stands there.
+    pub(crate) fn check_at(mut self, node: &mut Node, path: &[&str]) {
+        let (mut shape, mut doc) = (self.root, "");
+        for key in path {
+            if let Shape::Map(inner) = shape {
+                shape = inner;
+            } else {
+                let field = shape.field(key).expect("callers name a key of the model");
+                (shape, doc) = (&field.shape, field.doc.as_str());
             }
+            self.path.push((*key).to_owned());
         }
+        self.value(node, shape, doc);
     }
 
     fn value(&mut self, node: &mut Node, shape: &Shape, doc: &str) {
@@ -308,6 +314,12 @@ impl<'a> Checker<'a> {
             }
             (Value::String(_), _) if node.rendered.is_some() => conversion_words(shape),
             (Value::Integer(_), Shape::Text(_)) => Some("put it in quotes".to_owned()),
+            (Value::Array(_), Shape::Text(_))
+                if self.path.last().is_some_and(|key| MAY_HAVE_LINES.contains(&key.as_str())) =>
+            {
+                Some("write one string; \"\"\" … \"\"\" holds several lines".to_owned())
+            }
+            (Value::Array(_), Shape::Text(_)) => Some("write one string, without brackets".to_owned()),
             (Value::Integer(_), Shape::Timeout) => {
                 Some("write it with its unit, such as \"90s\" or \"10m\"".to_owned())
             }

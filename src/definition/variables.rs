@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use regex::Regex;
 use serde_json::Value as Json;
 
-use super::diagnostics::{Finding, Findings, Span, did_you_mean, one_of};
+use super::diagnostics::{COMMAND_LINE, ENVIRONMENT, Finding, Findings, Span, did_you_mean, one_of};
 use super::model::VariableType;
 use super::secret::Secret;
 use super::shape::shorten;
-use super::tree::{Node, Value, parse_toml};
+use super::tree::{Entry, Node, Value, parse_toml};
 
 /// What the user gives besides the definition itself.
 #[derive(Clone, Default)]
@@ -68,10 +68,21 @@ pub(crate) fn mask(name: &str) -> String {
     format!("<secret {name}>")
 }
 
+/// How the environment variables begin that give variables their values.
+pub(crate) const VARIABLE_PREFIX: &str = "FORGE_VAR_";
+
+/// Returns the environment variable that gives a variable its value.
+pub(crate) fn environment_name(variable: &str) -> String {
+    format!("{VARIABLE_PREFIX}{}", variable.to_uppercase())
+}
+
 /// A declared variable.
 #[derive(Debug)]
 pub(crate) struct Declared {
     pub(crate) name: String,
+    /// Whether nothing is wrong with the declaration; else no value is judged by it, and what uses
+    /// the variable is not complained about.
+    sound: bool,
     kind: VariableType,
     pub(crate) secret: bool,
     required: bool,
@@ -83,42 +94,73 @@ pub(crate) struct Declared {
     description: Option<String>,
 }
 
-/// Reads the table `[variables]`, which has been checked for its shape.
-pub(crate) fn declare(variables: &Node, findings: &mut Findings) -> Vec<Declared> {
-    variables
-        .entries()
-        .iter()
-        .map(|entry| declare_one(&entry.key, entry.key_span, &entry.node, findings))
-        .collect()
+/// Reads one variable of the table `[variables]`. `fits` tells whether it has the right shape: of one
+/// that has not, little more can be said.
+pub(crate) fn declare(entry: &Entry, fits: bool, findings: &mut Findings) -> Declared {
+    let before = findings.count();
+    let (name, node) = (entry.key.as_str(), &entry.node);
+    let kind = kind_of(node);
+    if !is_name(name) {
+        findings.push(
+            Finding::new(entry.key_span, format!("`{}` is not a variable name", shorten(name)))
+                .help("lower-case letters, digits and `_`, beginning with a letter"),
+        );
+    }
+    let secret = check_secrecy(entry, kind, findings);
+    let default = node.get("default");
+    let mut declared = Declared {
+        name: name.to_owned(),
+        sound: false,
+        kind,
+        secret,
+        required: node.bool_at("required").unwrap_or(default.is_none() && !secret),
+        env: node.text_at("env").map(str::to_owned),
+        allowed: node
+            .get("allowed")
+            .map(|allowed| allowed.items().iter().map(|item| item.to_json(false)).collect()),
+        pattern: if fits { declare_pattern(name, kind, node, findings) } else { None },
+        default: default.map(|default| default.to_json(false)),
+        span: entry.key_span,
+        description: node.text_at("description").map(str::to_owned),
+    };
+    if fits {
+        check_values(&declared, node, findings);
+    }
+    declared.sound = fits && findings.count() == before;
+    declared
 }
 
-fn declare_one(name: &str, span: Span, node: &Node, findings: &mut Findings) -> Declared {
-    let kind = match node.text_at("type") {
+fn kind_of(node: &Node) -> VariableType {
+    match node.text_at("type") {
         Some("integer") => VariableType::Integer,
         Some("bool") => VariableType::Bool,
         Some("list") => VariableType::List,
         Some("map") => VariableType::Map,
         _ => VariableType::String,
-    };
-    let secret = node.bool_at("secret").unwrap_or(false);
-    if !is_name(name) {
-        findings.push(
-            Finding::new(span, format!("`{}` is not a variable name", shorten(name)))
-                .help("lower-case letters, digits and `_`, beginning with a letter"),
-        );
     }
-    if !secret && !node.has("secret") && kind == VariableType::String && sounds_secret(name) {
+}
+
+/// Tells whether a variable is a secret, and hides the default of what is or may be one.
+fn check_secrecy(entry: &Entry, kind: VariableType, findings: &mut Findings) -> bool {
+    let (name, node) = (entry.key.as_str(), &entry.node);
+    let secret = node.bool_at("secret").unwrap_or(false);
+    if secret {
+        check_secret(name, kind, node, findings);
+    } else if !node.has("secret") && kind == VariableType::String && sounds_secret(name) {
         if let Some(default) = node.get("default") {
             findings.mask(default.span);
         }
-        findings.push(Finding::new(span, format!("variable `{name}` sounds like a secret")).help(
+        findings.push(Finding::new(entry.key_span, format!("variable `{name}` sounds like a secret")).help(
             "add `secret = true`, so that its value is never shown; or `secret = false`, if it is none",
         ));
     }
+    secret
+}
+
+/// Checks that the default and the values allowed are what the declaration says.
+fn check_values(declared: &Declared, node: &Node, findings: &mut Findings) {
+    let (name, kind) = (&declared.name, declared.kind);
     let default = node.get("default");
-    if secret {
-        check_secret(name, kind, node, findings);
-    }
     if let (Some(default), Some(true)) = (default, node.bool_at("required")) {
         findings.push(
             Finding::new(
@@ -128,41 +170,25 @@ fn declare_one(name: &str, span: Span, node: &Node, findings: &mut Findings) -> 
             .help("remove one of the two"),
         );
     }
-    let required = node.bool_at("required").unwrap_or(default.is_none() && !secret);
-    if !required && default.is_none() && matches!(kind, VariableType::Integer | VariableType::Bool) {
+    if !declared.required && default.is_none() && matches!(kind, VariableType::Integer | VariableType::Bool) {
         findings.push(
             Finding::new(
-                span,
+                declared.span,
                 format!("variable `{name}` needs a default: {} has no empty value", kind_words(kind)),
             )
             .help("add `default = …`, or remove `required = false`"),
         );
     }
-    let declared = Declared {
-        name: name.to_owned(),
-        kind,
-        secret,
-        required,
-        env: node.text_at("env").map(str::to_owned),
-        allowed: node
-            .get("allowed")
-            .map(|allowed| allowed.items().iter().map(|item| item.to_json(false)).collect()),
-        pattern: declare_pattern(name, kind, node, findings),
-        default: default.map(|default| default.to_json(false)),
-        span,
-        description: node.text_at("description").map(str::to_owned),
-    };
     for item in node.list("allowed") {
         if let Err(reason) = typed(kind, item) {
             findings.push(Finding::new(item.span, format!("an allowed value of `{name}` {reason}")));
         }
     }
-    if let Some(default) = default.filter(|_| !secret)
+    if let Some(default) = default.filter(|_| !declared.secret)
         && let Err(reason) = typed(kind, default).and_then(|value| declared.accept(&value))
     {
         findings.push(Finding::new(default.span, format!("the default of `{name}` {reason}")));
     }
-    declared
 }
 
 fn check_secret(name: &str, kind: VariableType, node: &Node, findings: &mut Findings) {
@@ -170,7 +196,7 @@ fn check_secret(name: &str, kind: VariableType, node: &Node, findings: &mut Find
         findings.mask(default.span);
         findings.push(
             Finding::new(default.span, format!("secret `{name}` must not have a default for all to read"))
-                .help(format!("give it as FORGE_VAR_{} or in a `--var-file`", name.to_uppercase())),
+                .help(format!("give it as {} or in a `--var-file`", environment_name(name))),
         );
     }
     if kind != VariableType::String {
@@ -354,7 +380,8 @@ pub(crate) fn resolve(
     take_command_line(declared, inputs, elsewhere, &mut given, findings);
     let mut resolved = Resolved::default();
     for variable in declared {
-        match choose(variable, given.remove(variable.name.as_str()), findings) {
+        let given = given.remove(variable.name.as_str());
+        match variable.sound.then(|| choose(variable, given, findings)).flatten() {
             Some(value) => drop(resolved.values.insert(variable.name.clone(), value)),
             None => drop(resolved.unknown.insert(variable.name.clone())),
         }
@@ -389,7 +416,7 @@ fn choose(variable: &Declared, given: Option<Given>, findings: &mut Findings) ->
 
 fn not_set(variable: &Declared) -> Finding {
     let name = &variable.name;
-    let own = format!("FORGE_VAR_{}", name.to_uppercase());
+    let own = environment_name(name);
     let environment = match &variable.env {
         Some(env) => format!(", {own} or {env}"),
         None => format!(" or {own}"),
@@ -408,10 +435,10 @@ fn take_environment(
     findings: &mut Findings,
 ) {
     for variable in declared {
-        let own = format!("FORGE_VAR_{}", variable.name.to_uppercase());
+        let own = environment_name(&variable.name);
         for name in variable.env.iter().chain([&own]) {
             if let Some(text) = inputs.env.get(name) {
-                let value = line(findings, "environment", &format!("{name}="), text, variable.secret);
+                let value = line(findings, ENVIRONMENT, &format!("{name}="), text, variable.secret);
                 let value = Given { from: name.clone(), ..value };
                 given.insert(variable.name.clone(), value);
             }
@@ -429,13 +456,13 @@ fn take_command_line(
     for (name, text) in &inputs.vars {
         match declared.iter().find(|variable| variable.name == *name) {
             Some(variable) => {
-                let value = line(findings, "command line", &format!("--var {name}="), text, variable.secret);
+                let value = line(findings, COMMAND_LINE, &format!("--var {name}="), text, variable.secret);
                 given.insert(name.clone(), Given { from: "--var".to_owned(), ..value });
             }
             None if elsewhere.contains(name) => {}
             None => {
                 let any_secret = declared.iter().any(|variable| variable.secret);
-                let value = line(findings, "command line", &format!("--var {name}="), text, any_secret);
+                let value = line(findings, COMMAND_LINE, &format!("--var {name}="), text, any_secret);
                 let span = Span { start: "--var ".len(), end: "--var ".len() + name.len(), ..value.span };
                 findings.push(undeclared(span, name, declared));
             }
@@ -473,7 +500,7 @@ fn take_file(
     let text = match super::files::read_text(path) {
         Ok(text) => text,
         Err(reason) => {
-            let file = findings.add_text("command line", format!("--var-file {name}"));
+            let file = findings.add_text(COMMAND_LINE, format!("--var-file {name}"));
             let span = Span::new(file, "--var-file ".len().."--var-file ".len() + name.len());
             findings.push(Finding::new(span, format!("{name}: {}", reason.message)));
             return;
@@ -550,7 +577,7 @@ fn parse_json(text: &str, file: usize, findings: &mut Findings) -> Option<Node> 
                 Some(at) => Span::new(file, at..at + written.len()),
                 None => Span::new(file, key_span.end..text.len()),
             };
-            super::tree::Entry { key: key.clone(), key_span, node: from_json(value, span) }
+            Entry { key: key.clone(), key_span, node: from_json(value, span) }
         })
         .collect();
     Some(Node::new(Value::Table(entries), whole))
@@ -570,11 +597,7 @@ pub(crate) fn from_json(value: &Json, span: Span) -> Node {
         Json::Object(entries) => Value::Table(
             entries
                 .iter()
-                .map(|(key, value)| super::tree::Entry {
-                    key: key.clone(),
-                    key_span: span,
-                    node: from_json(value, span),
-                })
+                .map(|(key, value)| Entry { key: key.clone(), key_span: span, node: from_json(value, span) })
                 .collect(),
         ),
     };
