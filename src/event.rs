@@ -110,7 +110,7 @@ pub enum Event {
         /// The line, without its end.
         line: String,
     },
-    /// Something done of a known or unknown whole.
+    /// Something done of a known or unknown whole; in JSON about once a second, and at the step's end.
     Progress {
         /// The step.
         step: String,

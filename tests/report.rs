@@ -251,6 +251,38 @@ fn json_is_one_record_a_line_that_reads_back() {
 }
 
 #[test]
+fn json_tells_of_a_download_once_a_second_and_of_its_end() {
+    let buffer = Buffer::default();
+    let report = Json::new(Box::new(buffer.clone()));
+    let folder = tempfile::tempdir().unwrap();
+    let journal = report::Journal::open(folder.path()).unwrap();
+    let mut events =
+        vec![r#"{"at":0,"run":"r","template":"t","event":"step_started","step":"f","title":"x"}"#.to_owned()];
+    events.extend((0..=3050).map(|n| {
+        let at = f64::from(n) / 1000.0;
+        format!(
+            r#"{{"at":{at},"run":"r","template":"t","event":"progress","step":"f","done":{n},"total":3050,"unit":"bytes"}}"#
+        )
+    }));
+    events.push(
+        r#"{"at":3.06,"run":"r","template":"t","event":"step_finished","step":"f","outcome":"done","seconds":3}"#
+            .to_owned(),
+    );
+    for event in &events {
+        let record = serde_json::from_str(event).unwrap();
+        report.emit(&record);
+        journal.emit(&record);
+    }
+    let text = buffer.text();
+    let done: Vec<u64> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["done"].as_u64())
+        .collect();
+    assert_eq!(done, [0, 1000, 2000, 3000, 3050]);
+    assert_eq!(std::fs::read_to_string(folder.path().join(report::JOURNAL)).unwrap(), text);
+}
+
+#[test]
 fn the_committed_event_schema_is_current_and_events_obey_it() {
     let schema = report::events_schema();
     let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";

@@ -349,7 +349,13 @@ fn unreadable(path: &Path, error: FetchError) -> FetchError {
     use std::io::ErrorKind;
     match error {
         FetchError::Disk { source, .. }
-            if matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::PermissionDenied | ErrorKind::NotADirectory) =>
+            if matches!(
+                source.kind(),
+                ErrorKind::InvalidInput
+                    | ErrorKind::IsADirectory
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::PermissionDenied
+            ) =>
         {
             FetchError::Unreadable { path: path.to_owned(), reason: source.to_string() }
         }
@@ -394,7 +400,7 @@ async fn small(
             let content = tokio::fs::read(&path).await;
             content.map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => FetchError::Missing { path: path.clone() },
-                _ => FetchError::disk("reading", &path, error),
+                _ => unreadable(&path, FetchError::disk("reading", &path, error)),
             })
         }
     }

@@ -1,8 +1,72 @@
 //! The text of a failure: the error, its causes, and what to do.
 
-use crate::failure::Failure;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::definition::{self, Diagnostic};
+use crate::failure::{Failure, Kind};
 
 use super::text::{self, Look};
+
+/// The version of [`FailedCommand`].
+const FORMAT_VERSION: u32 = 1;
+
+/// What `--output json` and `--format json` print on standard output when a command fails before it
+/// has anything else to say there: before a run has begun, or without an answer. A command line that
+/// cannot be parsed asks for no JSON that forge could know of: it fails on standard error alone.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FailedCommand {
+    /// The version of this format.
+    format: u32,
+    /// The failure.
+    failure: FailureFacts,
+}
+
+/// A failure, for programs.
+#[derive(Debug, Serialize, JsonSchema)]
+struct FailureFacts {
+    /// What kind, as in the table of exit codes.
+    kind: Kind,
+    /// The exit code of that kind.
+    exit_code: u8,
+    /// The error.
+    message: String,
+    /// Its causes, each that of the one before.
+    causes: Vec<String>,
+    /// What the user can do, one sentence each.
+    hints: Vec<String>,
+    /// What is wrong in which file, where that is the error.
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl FailedCommand {
+    /// Returns a failure as programs read it.
+    #[must_use]
+    pub fn new(failure: &Failure) -> Self {
+        let found = definition::diagnostics(failure);
+        let mut messages = match found {
+            // They draw themselves over many lines, which are for people.
+            Some(diagnostics) => vec![diagnostics.summary()],
+            None => failure.messages(),
+        }
+        .into_iter();
+        let failure = FailureFacts {
+            kind: failure.kind,
+            exit_code: failure.kind.exit_code(),
+            message: messages.next().unwrap_or_default(),
+            causes: messages.collect(),
+            hints: failure.hints.clone(),
+            diagnostics: found.map(|it| it.list().to_vec()).unwrap_or_default(),
+        };
+        Self { format: FORMAT_VERSION, failure }
+    }
+
+    /// Returns it as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+}
 
 /// Returns the text of a failure: `error:`, `caused by:` and `hint:` lines. An error that renders
 /// itself over several lines (a diagnostic with its source) stands as it is, and one that a run's
@@ -32,7 +96,6 @@ fn error_lines(failure: &Failure, look: Look) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Kind;
     use anyhow::anyhow;
 
     fn shown(failure: &Failure) -> String {

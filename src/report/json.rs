@@ -8,27 +8,31 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::event::{Record, Sink};
 
+use super::calm::Calm;
+
 /// The name of the journal in a run's folder.
 pub const JOURNAL: &str = "events.jsonl";
 
-/// A sink that writes one record a line.
+/// A sink that writes one record a line, of progress about one a second.
 pub struct Json {
-    to: Mutex<Box<dyn Write + Send>>,
+    to: Mutex<(Box<dyn Write + Send>, Calm)>,
 }
 
 impl Json {
     /// Returns a report that writes there.
     #[must_use]
     pub fn new(to: Box<dyn Write + Send>) -> Self {
-        Self { to: Mutex::new(to) }
+        Self { to: Mutex::new((to, Calm::default())) }
     }
 }
 
 impl Sink for Json {
     fn emit(&self, record: &Record) {
-        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
-        // A reader that has gone must not stop a build.
-        to.write_all(&line(record)).and_then(|()| to.flush()).ok();
+        let (to, calm) = &mut *self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.take(record, |record| {
+            // A reader that has gone must not stop a build.
+            to.write_all(&line(record)).and_then(|()| to.flush()).ok();
+        });
     }
 }
 
@@ -38,10 +42,17 @@ impl fmt::Debug for Json {
     }
 }
 
-/// A sink that appends every record to [`JOURNAL`] in a run's folder.
+/// A sink that appends what [`Json`] writes to [`JOURNAL`] in a run's folder.
 #[derive(Debug)]
 pub struct Journal {
-    state: Mutex<(File, Option<io::Error>)>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    calm: Calm,
+    error: Option<io::Error>,
 }
 
 impl Journal {
@@ -51,7 +62,11 @@ impl Journal {
     /// The file cannot be created.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(folder.join(JOURNAL))?;
-        Ok(Self { state: Mutex::new((file, None)) })
+        Ok(Self::on(file))
+    }
+
+    fn on(file: File) -> Self {
+        Self { state: Mutex::new(State { file, calm: Calm::default(), error: None }) }
     }
 
     /// Tells whether every record so far was written.
@@ -60,17 +75,19 @@ impl Journal {
     /// The first error; nothing was written after it.
     pub fn finish(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1.take().map_or(Ok(()), Err)
+        state.error.take().map_or(Ok(()), Err)
     }
 }
 
 impl Sink for Journal {
     fn emit(&self, record: &Record) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.1.is_none() {
-            // One write a record, so that a killed forge leaves whole lines.
-            state.1 = state.0.write_all(&line(record)).err();
-        }
+        let State { file, calm, error } = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.take(record, |record| {
+            if error.is_none() {
+                // One write a record, so that a killed forge leaves whole lines.
+                *error = file.write_all(&line(record)).err();
+            }
+        });
     }
 }
 
@@ -108,7 +125,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_at_the_end() {
         let file = OpenOptions::new().append(true).open("/dev/full").unwrap();
-        let journal = Journal { state: Mutex::new((file, None)) };
+        let journal = Journal::on(file);
         journal.emit(&note("lost"));
         assert_eq!(journal.finish().unwrap_err().kind(), io::ErrorKind::StorageFull);
     }

@@ -18,6 +18,9 @@ const AGAIN: f64 = 15.0;
 /// The least seconds between two lines about bytes or percent, however fast they come.
 const GAP: f64 = 5.0;
 
+/// The least seconds between two lines about known stages; each is worth its line.
+const STAGE_GAP: f64 = 1.0;
+
 /// The width of the closing table; other lines are as long as they are.
 const WIDTH: usize = 100;
 
@@ -179,7 +182,8 @@ impl Shown {
         if let Some(told) = last.map(|index| &self.told[index]) {
             let next_stage = progress.unit == Unit::Stages && told.done != progress.done;
             let same = told.tenth == tenth && told.done <= progress.done && !next_stage;
-            let quick = progress.unit != Unit::Stages && at - told.at < GAP;
+            let gap = if progress.unit == Unit::Stages { STAGE_GAP } else { GAP };
+            let quick = at - told.at < gap;
             if quick || (same && at - told.at < AGAIN) {
                 return Vec::new();
             }

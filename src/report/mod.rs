@@ -4,6 +4,7 @@
 //! [`Json`]. [`Journal`] is the sink of one run's folder, and [`Tee`] joins them. What guests and
 //! other programs print is stripped of control codes before a person sees it; in JSON it is whole.
 
+mod calm;
 mod error;
 mod json;
 mod lines;
@@ -15,13 +16,14 @@ mod view;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use crate::event::{Record, Sink};
 
-pub use error::failure_text;
+pub use error::{FailedCommand, failure_text};
 pub use json::{JOURNAL, Journal, Json};
 pub use lines::Lines;
 pub use terminal::Terminal;
@@ -58,6 +60,8 @@ pub enum Verbosity {
 #[derive(Debug)]
 pub struct Report {
     view: Arc<View>,
+    /// Whether people read it where they read standard error.
+    on_stderr: bool,
     queue: Sender<Message>,
 }
 
@@ -84,10 +88,18 @@ impl Report {
     /// Opens the report for runs of those templates, on standard output and standard error.
     #[must_use]
     pub fn open(output: Output, verbosity: Verbosity, templates: &[String]) -> Self {
-        Self::start(View::open(output, verbosity, templates))
+        let on_stderr = output == Output::Json || same_file(&io::stdout(), &io::stderr());
+        Self::start(View::open(output, verbosity, templates), on_stderr)
     }
 
-    fn start(view: View) -> Self {
+    /// Tells whether what it shows is read where standard error is: then what it has told must not
+    /// be told there again.
+    #[must_use]
+    pub fn is_on_stderr(&self) -> bool {
+        self.on_stderr
+    }
+
+    fn start(view: View, on_stderr: bool) -> Self {
         let (queue, messages) = mpsc::channel();
         let view = Arc::new(view);
         let shown = Arc::clone(&view);
@@ -100,7 +112,7 @@ impl Report {
                 }
             }
         });
-        Self { view, queue }
+        Self { view, on_stderr, queue }
     }
 
     /// Takes the live view away while `work` uses the terminal, such as for a question.
@@ -196,10 +208,25 @@ impl fmt::Debug for Tee {
     }
 }
 
+/// One line of `--output json`. A run's `events.jsonl` holds records only.
+#[derive(schemars::JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is wanted")]
+enum Line {
+    Record(Record),
+    Failed(FailedCommand),
+}
+
 /// Returns the JSON Schema of one line of `--output json` and `events.jsonl`.
 #[must_use]
 pub fn events_schema() -> serde_json::Value {
-    schemars::schema_for!(Record).to_value()
+    schemars::schema_for!(Line).to_value()
+}
+
+/// Returns the JSON Schema of what a query prints instead of an answer.
+#[must_use]
+pub fn failure_schema() -> serde_json::Value {
+    schemars::schema_for!(FailedCommand).to_value()
 }
 
 /// Returns the look of text for standard output.
@@ -214,6 +241,14 @@ pub fn stdout_look() -> Look {
 pub fn stderr_look() -> Look {
     let color = io::stderr().is_terminal() && color_wanted();
     Look { width: usize::from(console::Term::stderr().size().1), color }
+}
+
+/// Tells whether two streams lead to the same terminal, pipe or file.
+fn same_file(one: &impl AsFd, other: &impl AsFd) -> bool {
+    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        _ => false,
+    }
 }
 
 /// Tells whether terminals may get colour: `NO_COLOR` is unset or empty (<https://no-color.org>).
@@ -258,7 +293,7 @@ mod tests {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let stalled = Stalled { go, taken: Arc::clone(&taken) };
         let lines = Lines::new(Box::new(stalled), &[], Verbosity::Normal);
-        let report = Report::start(View { json: None, human: Human::Lines(lines) });
+        let report = Report::start(View { json: None, human: Human::Lines(lines) }, false);
         for n in 0..100 {
             let event = Event::Note { step: None, message: format!("note {n}") };
             report.emit(&Record { at: 0.0, run: "r".to_owned(), template: "t".to_owned(), event });
