@@ -168,6 +168,34 @@ fn doctor_is_content_with_the_needed_tools() {
 }
 
 #[test]
+fn doctor_fails_where_it_cannot_write_and_notes_that_there_is_no_root() {
+    let folder = tempfile::tempdir().unwrap();
+    tools(folder.path(), "8.2.2");
+    let look = |here: &Path, cache: &Path| {
+        let mut command = forge(&["doctor", "--format", "json"]);
+        let output = command.current_dir(here).env("PATH", folder.path()).env("FORGE_CACHE", cache).output();
+        let output = output.unwrap();
+        (serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(), output.status.code())
+    };
+    let (nowhere, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (answer, _) = look(nowhere.path(), &nowhere.path().join("cache"));
+    assert_eq!(level(&answer, "root"), "note", "{answer}");
+    assert!(answer.to_string().contains("no folder `templates` here or above"), "{answer}");
+
+    // Files in the folders' places: root may write anywhere else.
+    std::fs::create_dir(root.path().join("templates")).unwrap();
+    for name in [".forge", "artifacts", "cache"] {
+        std::fs::write(root.path().join(name), "").unwrap();
+    }
+    let (answer, code) = look(root.path(), &root.path().join("cache"));
+    for name in ["space for downloads", "space for builds", "space for artifacts"] {
+        assert_eq!(level(&answer, name), "missing", "{answer}");
+    }
+    assert_eq!((code, &answer["can_build"]), (Some(12), &false.into()));
+    assert!(answer.to_string().contains("let this user write to"), "{answer}");
+}
+
+#[test]
 fn doctor_refuses_an_old_qemu_and_one_that_does_not_run() {
     let folder = tempfile::tempdir().unwrap();
     tools(folder.path(), "6.2.0");
@@ -180,6 +208,82 @@ fn doctor_refuses_an_old_qemu_and_one_that_does_not_run() {
     let (answer, code) = doctor(folder.path());
     assert_eq!((level(&answer, "qemu-img").as_str(), code), ("missing", Some(12)));
     assert!(answer.to_string().contains("exit status: 3: broken"), "{answer}");
+}
+
+#[test]
+fn a_folder_that_is_gone_is_unexpected() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"cd "$1" && rmdir "$1" && exec "$2" list"#;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh", folder.path().to_str().unwrap(), env!("CARGO_BIN_EXE_forge")]);
+    let output = command.env_clear().output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(Kind::Unexpected.exit_code().into()), "{error}");
+    assert!(error.starts_with("error: finding the current folder\ncaused by: "), "{error}");
+}
+
+/// A root with one template, whose medium is a folder.
+fn root_with_a_folder_as_medium() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let template = format!(
+        "schema = 1\n[template]\nname = \"x\"\nvmid = 9000\nrelease = \"1\"\n[source]\niso = \"isos\"\n\
+         sha256 = \"{}\"\n",
+        "0".repeat(64)
+    );
+    for (path, content) in [
+        ("templates/x/template.toml", template.as_str()),
+        ("http/x/autoinstall.yaml.j2", "autoinstall:\n  version: 1\n"),
+        ("hardening/seal.sh", "#!/bin/sh\n"),
+        ("isos/image.iso", ""),
+    ] {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    root
+}
+
+#[test]
+fn a_failed_build_tells_its_error_once_and_removes_only_what_it_made() {
+    let root = root_with_a_folder_as_medium();
+    let log = root.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let mut command = forge(&["build", "x"]);
+    command.current_dir(root.path()).env("FORGE_CACHE", root.path().join("cache"));
+    let status = command.stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(status.code(), Some(Kind::Plan.exit_code().into()), "{said}");
+    let error = format!("{} cannot be read: it is a folder", root.path().join("isos").display());
+    assert_eq!(said.matches("it is a folder").count(), 1, "{said}");
+    assert!(said.contains(&format!("s: {error}\n")) && !said.contains("error: "), "{said}");
+    assert!(!said.contains("removed"), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("hint: name the medium"), "{said}");
+    let place = |words: &str| said.find(words);
+    assert!(place("without KVM").is_none_or(|warning| Some(warning) < place("started: ")), "{said}");
+
+    // Whoever reads standard error alone reads it there.
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(text(&output.stderr).lines().next().unwrap(), format!("error: {error}"));
+}
+
+#[test]
+fn a_build_without_a_run_tells_programs_why() {
+    let root = root_with_a_folder_as_medium();
+    std::fs::write(root.path().join(".forge"), "a file in the folder's place").unwrap();
+    let mut command = forge(&["build", "x", "--output", "json"]);
+    let output = command.current_dir(root.path()).env("FORGE_CACHE", root.path()).output().unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["failure"]["kind"], "infrastructure", "{document}");
+    assert_eq!(output.status.code(), Some(12));
+    assert!(text(&output.stderr).starts_with("error: making "), "{}", text(&output.stderr));
+
+    // Of a run that has begun, its events tell.
+    std::fs::remove_file(root.path().join(".forge")).unwrap();
+    let output = command.output().unwrap();
+    let lines: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().all(|line| line["failure"].is_null() && line["event"].is_string()), "{lines:?}");
+    assert_eq!(lines.last().unwrap()["event"], "run_finished");
 }
 
 #[test]

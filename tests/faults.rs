@@ -928,8 +928,8 @@ impl Fault<'_> {
             .collect();
         assert_eq!(failed, [self.step], "{what}");
         ended.assert_spans_sum();
-        let errors: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert_eq!(errors.len(), 1, "{what}");
+        let errors = |it: &&str| it.starts_with("error: ") || it.contains("Z failed: ");
+        assert_eq!(ended.stderr.lines().filter(errors).count(), 1, "{what}");
         assert!(ended.stderr.contains(self.says), "`{}` is not in {what}", self.says);
         assert!(!ended.stderr.contains(&root.secret), "{what}");
 

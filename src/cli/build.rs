@@ -1,13 +1,14 @@
 //! `forge build`: makes templates.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::io::{self, BufRead as _, IsTerminal as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, anyhow};
+use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use super::common::{VarArgs, root};
+use super::common::{VarArgs, root, say, warn_of_strays};
 use super::signals;
 use crate::builder::workspace::Workspace;
 use crate::builder::{self, BuildOptions, Keeper, OnError};
@@ -15,7 +16,7 @@ use crate::definition;
 use crate::event::{self, Event};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::{self, Plan, Selection};
-use crate::report::{Journal, Output, Report, Tee, Verbosity, failure_text, stderr_look};
+use crate::report::{FailedCommand, Journal, Output, Report, Tee, Verbosity, failure_text, stderr_look};
 use crate::run::{Cancel, Run};
 
 /// What to build, and how.
@@ -62,18 +63,28 @@ pub struct Args {
 ///
 /// # Errors
 /// The first failure; that of every other template is shown before.
-pub fn run(args: &Args, verbosity: Verbosity) -> Result<(), Failure> {
-    let plans = resolve(args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("starting the runtime")
-        .kind(Kind::Unexpected)?;
+pub fn run(args: &Args, directory: Option<&Path>, verbosity: Verbosity) -> Result<(), Failure> {
+    let (plans, runtime) =
+        prepare(args, directory).inspect_err(|failure| tell_programs(args.output, failure))?;
     let result = runtime.block_on(build_all(args, plans, verbosity));
     // What still runs (a name look-up, say) must not delay the end.
     runtime.shutdown_background();
     result
+}
+
+fn prepare(args: &Args, directory: Option<&Path>) -> Result<(Vec<Plan>, Runtime), Failure> {
+    super::change_to(directory)?;
+    let plans = resolve(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Ok((plans, runtime.context("starting the runtime").kind(Kind::Unexpected)?))
+}
+
+/// Prints a failure that no event tells: one before a run has begun.
+fn tell_programs(output: Output, failure: &Failure) {
+    if output == Output::Json {
+        // Where standard output is closed, the exit code still tells.
+        super::print(&format!("{}\n", FailedCommand::new(failure).to_json())).ok();
+    }
 }
 
 fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
@@ -86,6 +97,7 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
     }
     let root = root()?;
     let inputs = args.vars.inputs();
+    warn_of_strays(&root, &inputs);
     let selection = Selection { only: args.only.clone(), skip: args.skip.clone() };
     let mut plans = Vec::new();
     for name in &args.names {
@@ -102,6 +114,7 @@ struct Shared {
     cancel: Cancel,
     runs: Mutex<Vec<Arc<Run>>>,
     ask: bool,
+    output: Output,
 }
 
 async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Result<(), Failure> {
@@ -115,11 +128,13 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
         cancel: Cancel::default(),
         runs: Mutex::default(),
         ask: asks,
+        output: args.output,
     });
     let for_signal = Arc::clone(&shared);
     signals::listen(shared.cancel.clone(), move || for_signal.say_what_is_left())
         .context("listening for signals")
-        .kind(Kind::Unexpected)?;
+        .kind(Kind::Unexpected)
+        .inspect_err(|failure| tell_programs(args.output, failure))?;
 
     let turns = Arc::new(Semaphore::new(args.parallel.into()));
     let mut builds = tokio::task::JoinSet::new();
@@ -145,9 +160,8 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
 }
 
 async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) -> Result<(), Failure> {
-    let workspace = Workspace::create(&plan.root).kind(Kind::Infrastructure)?;
-    let journal =
-        Journal::open(&workspace.folder).context("opening the run's journal").kind(Kind::Infrastructure)?;
+    let (workspace, journal) =
+        open_folders(plan).inspect_err(|failure| tell_programs(shared.output, failure))?;
     let journal = Arc::new(journal);
     let sink = Arc::new(Tee(vec![Arc::clone(shared) as Arc<dyn event::Sink>, journal.clone()]));
     let id = workspace.id.clone();
@@ -161,10 +175,14 @@ async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) ->
         plan: plan.digest.clone(),
         folder: workspace.folder.display().to_string(),
     });
-    let result = match sweep(&workspace, &run) {
+    let mut result = match sweep(&workspace, &run) {
         Ok(()) => builder::qemu::build(plan, options, &workspace, &run).await,
         Err(failure) => Err(failure),
     };
+    if let Err(failure) = &mut result {
+        // Of a run that was stopped, the report does not tell by what.
+        failure.told = shared.report.is_on_stderr() && !shared.cancel.is_requested();
+    }
     if let Err(failure) = &result
         && shared.ask
         && !shared.cancel.is_requested()
@@ -175,6 +193,12 @@ async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) ->
     run.finish(result.as_ref().map(Clone::clone)).await;
     journal.finish().context("writing the run's journal").kind(Kind::Infrastructure)?;
     result.map(|_| ())
+}
+
+fn open_folders(plan: &Plan) -> Result<(Workspace, Journal), Failure> {
+    let workspace = Workspace::create(&plan.root).kind(Kind::Infrastructure)?;
+    let journal = Journal::open(&workspace.folder).context("opening the run's journal");
+    Ok((workspace, journal.kind(Kind::Infrastructure)?))
 }
 
 /// Removes what dead runs left, and says so.
@@ -188,7 +212,9 @@ fn sweep(workspace: &Workspace, run: &Run) -> Result<(), Failure> {
 
 /// Asks whether the machine of a failed build is to be kept.
 fn ask(failure: &Failure) -> bool {
-    say(&failure_text(failure, stderr_look()));
+    if !failure.told {
+        say(&failure_text(failure, stderr_look()));
+    }
     say("keep the machine to look at it? [y/N] ");
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim().eq_ignore_ascii_case("y")
@@ -237,9 +263,4 @@ impl event::Sink for Shared {
     fn emit(&self, record: &event::Record) {
         self.report.emit(record);
     }
-}
-
-/// Writes to standard error; where that is closed, the exit code still tells.
-fn say(text: &str) {
-    io::stderr().write_all(text.as_bytes()).ok();
 }

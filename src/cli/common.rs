@@ -1,13 +1,13 @@
 //! Arguments that several verbs share.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
 pub use super::Format;
-use crate::definition::{Inputs, Root};
+use crate::definition::{Inputs, Root, stray_variables};
 use crate::failure::{Failure, Kind, ResultExt as _};
 
 /// Returns the root: the nearest folder with `templates/`, from the current one upwards.
@@ -56,6 +56,19 @@ fn parse_var(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
+}
+
+/// Warns of each `FORGE_VAR_…` that no template of the root declares: most likely it is misspelt.
+pub fn warn_of_strays(root: &Root, inputs: &Inputs) {
+    for (name, advice) in stray_variables(root, inputs) {
+        let advice = advice.unwrap_or_else(|| "it has no effect".to_owned());
+        say(&format!("warning: {name} names no variable of any template here; {advice}\n"));
+    }
+}
+
+/// Writes to standard error; where that is closed, the exit code still tells.
+pub fn say(text: &str) {
+    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 /// How a query answers.

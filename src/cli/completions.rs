@@ -1,7 +1,10 @@
 //! `forge completions`: the completion script of a shell.
 
+use std::io::Write;
+
 use clap_complete::Shell;
 
+use super::common::write_answer;
 use crate::failure::Failure;
 
 /// The arguments of `forge completions`.
@@ -19,9 +22,9 @@ pub struct Args {
 /// Prints the script.
 ///
 /// # Errors
-/// Standard output cannot be written.
-pub fn run(args: &Args) -> Result<(), Failure> {
+/// The script cannot be written.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "forge", &mut script);
-    super::print(&String::from_utf8_lossy(&script))
+    write_answer(out, &String::from_utf8_lossy(&script))
 }

@@ -2,8 +2,11 @@
 
 mod host;
 
+use std::io::Write;
+
 use serde::Serialize;
 
+use super::common::write_answer;
 use crate::failure::{Failure, Kind};
 use crate::report::{self, Look, columns, hang};
 
@@ -45,6 +48,8 @@ pub struct Finding {
 pub enum Level {
     /// It will.
     Ok,
+    /// Something to know that is wrong with the place, not with the machine.
+    Note,
     /// Builds run, but slowly, or not those that need it.
     Warn,
     /// No build runs.
@@ -83,13 +88,14 @@ struct Answer<'a> {
 ///
 /// # Errors
 /// No build can run here.
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let (findings, installer) = host::findings()?;
     let missing: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Missing).collect();
-    super::print(&match args.format {
+    let text = match args.format {
         Format::Human => table(&findings, report::stdout_look()),
         Format::Json => json(&findings, missing.is_empty()),
-    })?;
+    };
+    write_answer(out, &text)?;
     if missing.is_empty() { Ok(()) } else { Err(cannot_build(&missing, installer)) }
 }
 
@@ -116,6 +122,7 @@ fn table(findings: &[Finding], look: Look) -> String {
     for finding in findings {
         let level = match finding.level {
             Level::Ok => look.good("ok     "),
+            Level::Note => look.accent("note   "),
             Level::Warn => look.odd("warn   "),
             Level::Missing => look.bad("missing"),
         };

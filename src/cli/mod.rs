@@ -13,13 +13,13 @@ pub mod validate;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::failure::{Failure, Kind, ResultExt};
-use crate::report::Verbosity;
+use crate::report::{FailedCommand, Verbosity};
 
 /// Build, test and promote machine templates for Proxmox VE
 #[derive(Debug, Parser)]
@@ -106,22 +106,25 @@ pub enum Format {
 /// # Errors
 /// What the command failed with: `main` prints it and exits with its kind's code.
 pub fn run(cli: Cli) -> Result<(), Failure> {
-    if let Some(directory) = &cli.global.directory {
-        std::env::set_current_dir(directory)
-            .with_context(|| format!("changing to the folder {} (-C)", directory.display()))
-            .kind(Kind::Usage)?;
-    }
-    let verbosity = cli.global.verbosity();
+    let (verbosity, directory) = (cli.global.verbosity(), cli.global.directory.as_deref());
     match cli.command {
-        Command::Build(args) => build::run(&args, verbosity),
-        Command::Validate(args) => answer(|out| validate::run(&args, out)),
-        Command::Plan(args) => answer(|out| plan::run(&args, out)),
-        Command::List(args) => answer(|out| list::run(&args, out)),
-        Command::Schema(args) => answer(|out| schema::run(&args, out)),
-        Command::Doctor(args) => doctor::run(&args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Man(args) => man::run(&args),
+        Command::Build(args) => build::run(&args, directory, verbosity),
+        Command::Validate(args) => answer(args.format.format, directory, |out| validate::run(&args, out)),
+        Command::Plan(args) => answer(args.format.format, directory, |out| plan::run(&args, out)),
+        Command::List(args) => answer(args.format.format, directory, |out| list::run(&args, out)),
+        Command::Schema(args) => answer(Format::Human, directory, |out| schema::run(&args, out)),
+        Command::Doctor(args) => answer(args.format, directory, |out| doctor::run(&args, out)),
+        Command::Completions(args) => answer(Format::Human, directory, |out| completions::run(&args, out)),
+        Command::Man(args) => change_to(directory).and_then(|()| man::run(&args)),
     }
+}
+
+/// Changes to the folder that `-C` names.
+fn change_to(directory: Option<&Path>) -> Result<(), Failure> {
+    let Some(directory) = directory else { return Ok(()) };
+    std::env::set_current_dir(directory)
+        .with_context(|| format!("changing to the folder {} (-C)", directory.display()))
+        .kind(Kind::Usage)
 }
 
 /// Returns the command line's description, for help, completions and manual pages.
@@ -130,11 +133,21 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Prints what a query writes, also when it fails: the failure then stands below.
-fn answer(query: impl FnOnce(&mut dyn io::Write) -> Result<(), Failure>) -> Result<(), Failure> {
+/// Prints what a query writes, also when it fails: the failure then stands below. A program that
+/// gets no answer gets the failure instead.
+fn answer(
+    format: Format,
+    directory: Option<&Path>,
+    query: impl FnOnce(&mut dyn io::Write) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut text = Vec::new();
-    let result = query(&mut text);
-    print(&String::from_utf8_lossy(&text))?;
+    let result = change_to(directory).and_then(|()| query(&mut text));
+    match &result {
+        Err(failure) if text.is_empty() && format == Format::Json => {
+            print(&format!("{:#}\n", FailedCommand::new(failure).to_json()))?;
+        }
+        _ => print(&String::from_utf8_lossy(&text))?,
+    }
     result
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
-use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, warn_of_strays, write_answer, write_json};
 use crate::definition::{Disk, DiskBus, Machine, Nic, Step, VariableValue, load};
 use crate::failure::Failure;
 use crate::plan::{Input, InputRole, Plan, Selection, choose_builder, resolve};
@@ -58,6 +58,7 @@ impl StepArgs {
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let root = root()?;
     let inputs = args.vars.inputs();
+    warn_of_strays(&root, &inputs);
     let loaded = load(&root, &args.name, &inputs)?;
     let builder = choose_builder(args.on.as_deref(), &inputs.env, &loaded.definition);
     let plan = resolve(&root, loaded, builder, &args.steps.selection())?;

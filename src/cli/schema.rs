@@ -11,14 +11,15 @@ use crate::failure::Failure;
 #[command(after_help = "Examples:
   forge schema              of templates/NAME/template.toml
   forge schema profile      of builders/NAME.toml
-  forge schema events       of the lines of --output json")]
+  forge schema events       of the lines of --output json
+  forge schema failure      of what --format json prints when there is no answer")]
 pub struct Args {
     /// Which file's schema
     #[arg(value_enum, value_name = "FILE", default_value_t)]
     pub file: File,
 }
 
-/// A file that a user writes.
+/// A format that forge reads or writes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum File {
     /// templates/NAME/template.toml
@@ -28,6 +29,8 @@ pub enum File {
     Profile,
     /// One line of `--output json` and of a run's events.jsonl
     Events,
+    /// What `--format json` prints when there is no answer, and `--output json` before a run begins
+    Failure,
 }
 
 /// Prints the schema.
@@ -39,6 +42,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         File::Definition => schema::definition(),
         File::Profile => schema::profile(),
         File::Events => crate::report::events_schema(),
+        File::Failure => crate::report::failure_schema(),
     };
     write_json(out, &schema)
 }

@@ -5,8 +5,10 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
-use crate::definition::{Checked, Diagnostics, Root, check, diagnostics, load_profile, variable_names};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, warn_of_strays, write_answer, write_json};
+use crate::definition::{
+    Checked, Diagnostics, Loaded, Root, check, diagnostics, load_profile, same_vmid, variable_names,
+};
 use crate::failure::{Failure, Kind};
 
 /// Check templates and builder profiles, offline
@@ -63,6 +65,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 fn templates(args: &Args, root: &Root) -> Result<Vec<Verdict>, Failure> {
     let names = if args.names.is_empty() { root.templates()? } else { args.names.clone() };
     let inputs = args.vars.inputs();
+    warn_of_strays(root, &inputs);
     // Which of several templates a variable is for, its name says.
     let variables: BTreeSet<String> =
         if names.len() > 1 && !(args.vars.vars.is_empty() && args.vars.var_files.is_empty()) {
@@ -70,17 +73,22 @@ fn templates(args: &Args, root: &Root) -> Result<Vec<Verdict>, Failure> {
         } else {
             BTreeSet::new()
         };
-    names
-        .into_iter()
-        .map(|name| {
-            let (is_abstract, errors) = match check(root, &name, &inputs, &variables) {
-                Ok(Checked::Complete(_)) => (false, None),
-                Ok(Checked::Abstract) => (true, None),
-                Err(failure) => (false, Some(errors_of(failure)?)),
-            };
-            Ok(Verdict { kind: "template", name, is_abstract, errors })
-        })
-        .collect()
+    let mut good: Vec<Box<Loaded>> = Vec::new();
+    let mut verdicts = Vec::new();
+    for name in names {
+        let (is_abstract, errors) = match check(root, &name, &inputs, &variables) {
+            Ok(Checked::Complete(loaded)) => {
+                let others: Vec<&Loaded> = good.iter().map(|it| &**it).filter(|it| it.name != name).collect();
+                let errors = same_vmid(&loaded, &others);
+                good.push(loaded);
+                (false, errors)
+            }
+            Ok(Checked::Abstract) => (true, None),
+            Err(failure) => (false, Some(errors_of(failure)?)),
+        };
+        verdicts.push(Verdict { kind: "template", name, is_abstract, errors });
+    }
+    Ok(verdicts)
 }
 
 fn profiles(root: &Root) -> Result<Vec<Verdict>, Failure> {

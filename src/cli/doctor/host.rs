@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::definition::{Accelerator, Chipset};
+use crate::definition::{Accelerator, Chipset, Root};
 use crate::failure::{Failure, Kind, ResultExt};
 use crate::fetch::Cache;
 use crate::qemu::accel;
@@ -64,25 +64,64 @@ pub(super) fn findings() -> Result<(Vec<Finding>, &'static str), Failure> {
     findings.push(accelerator(&accel::Host::probe()));
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     findings.extend(memory_available(&memory).map(memory_finding));
+    findings.extend(places(std::env::current_dir().ok().as_deref()));
+    Ok((findings, installer))
+}
+
+/// Returns what was found of the folders that a build writes to.
+fn places(here: Option<&Path>) -> Vec<Finding> {
     // An installer medium is about 3 GiB; a build's disk, its clone and the artifact about 10.
-    let Ok(cache) = Cache::of_user() else {
-        let advice = "set FORGE_CACHE, XDG_CACHE_HOME or HOME";
-        findings.push(Finding::bad(
+    let mut findings = vec![match Cache::of_user() {
+        Ok(cache) => place("space for downloads", cache.root(), 4 * GIB),
+        Err(_) => Finding::bad(
             "space for downloads",
             Level::Missing,
             "there is no place for the cache",
-            advice,
-        ));
-        return Ok((findings, installer));
-    };
-    for (name, folder, enough) in [
-        ("space for downloads", cache.root().to_owned(), 4 * GIB),
-        ("space for builds", runs_folder(), 12 * GIB),
-        ("space in /tmp", std::env::temp_dir(), GIB / 4),
-    ] {
-        findings.push(space(name, &folder, free(&folder), enough));
+            "set FORGE_CACHE, XDG_CACHE_HOME or HOME",
+        ),
+    }];
+    match here.and_then(|here| Root::find(here).ok()) {
+        Some(root) => {
+            findings.push(place("space for builds", &root.path().join(".forge/runs"), 12 * GIB));
+            findings.push(place("space for artifacts", &root.path().join("artifacts"), 3 * GIB));
+        }
+        None => findings.push(Finding::bad(
+            "root",
+            Level::Note,
+            "no folder `templates` here or above: there is nothing to build, and where builds and \
+             artifacts would go was not looked at",
+            "change to the repository, or name it with -C DIR",
+        )),
     }
-    Ok((findings, installer))
+    findings.push(place("space in /tmp", &std::env::temp_dir(), GIB / 4));
+    findings
+}
+
+/// Judges a folder by whether it can be written to, and by its space.
+fn place(name: &str, folder: &Path, enough: u64) -> Finding {
+    match try_writing(folder) {
+        Ok(()) => space(name, folder, free(folder), enough),
+        Err((at, reason)) => Finding::bad(
+            name,
+            Level::Missing,
+            format!("{} cannot be written to: {reason}", folder.display()),
+            format!("let this user write to {}{}", at.display(), elsewhere(name)),
+        ),
+    }
+}
+
+fn elsewhere(name: &str) -> &'static str {
+    if name == "space for downloads" { ", or set FORGE_CACHE to another folder" } else { "" }
+}
+
+/// Tries to write where that folder is or will be; the file that it makes has no name, and goes by
+/// itself. The error tells which folder it is that does not let this happen.
+fn try_writing(folder: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let there = folder.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(folder);
+    match tempfile::tempfile_in(there) {
+        Ok(_) => Ok(()),
+        Err(error) => Err((there.to_owned(), error)),
+    }
 }
 
 /// Returns the first line with which the program tells its version; `None` where it is not there.
@@ -197,13 +236,6 @@ fn memory_finding(available: u64) -> Finding {
     Finding::bad("memory", Level::Warn, found, advice)
 }
 
-/// Returns the folder of the runs: below the nearest folder with `templates/`, else below this one.
-fn runs_folder() -> PathBuf {
-    let here = std::env::current_dir().unwrap_or_default();
-    let root = here.ancestors().find(|folder| folder.join("templates").is_dir()).unwrap_or(&here);
-    root.join(".forge/runs")
-}
-
 /// Returns the free bytes where that folder is or will be.
 fn free(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|folder| folder.exists())?;
@@ -300,6 +332,30 @@ mod tests {
         assert_eq!(level(Some(2 * GIB)), Level::Warn);
         assert_eq!(level(Some(GIB / 2)), Level::Missing);
         assert_eq!(level(None), Level::Warn);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_to_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("artifacts");
+        std::fs::write(&blocked, "a file in its place").unwrap();
+        let finding = place("space for artifacts", &blocked, 1);
+        assert_eq!(finding.level, Level::Missing);
+        assert!(finding.found.contains("cannot be written to: "), "{}", finding.found);
+        assert_eq!(place("s", &folder.path().join("not/yet"), 1).level, Level::Ok);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the trial leaves no trace");
+    }
+
+    #[test]
+    fn outside_a_root_is_a_note() {
+        let folder = tempfile::tempdir().unwrap();
+        let names =
+            |here: &Path| places(Some(here)).into_iter().map(|it| (it.name, it.level)).collect::<Vec<_>>();
+        assert!(names(folder.path()).contains(&("root".to_owned(), Level::Note)));
+        std::fs::create_dir(folder.path().join("templates")).unwrap();
+        let inside = names(folder.path());
+        assert!(inside.iter().all(|(name, _)| name != "root"), "{inside:?}");
+        assert!(inside.iter().any(|(name, _)| name == "space for artifacts"), "{inside:?}");
     }
 
     #[test]
