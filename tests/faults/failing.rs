@@ -1,0 +1,278 @@
+//! Builds that fail.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::thread;
+
+use crate::root::Root;
+
+/// A build that is to fail.
+struct Fault<'a> {
+    fakes: &'a [(&'a str, &'a str)],
+    args: &'a [&'a str],
+    /// The step in which it fails.
+    step: &'a str,
+    code: i32,
+    /// What the error says.
+    says: &'a str,
+    /// The files that tell more, in the run's folder.
+    evidence: &'a [&'a str],
+}
+
+/// The evidence of a machine that could still be asked for its screen.
+const INSTALL: &[&str] = &["install.png", "install/serial.log", "install/qemu.log"];
+const GUEST: &[&str] = &["guest.png", "guest/serial.log", "guest/qemu.log"];
+const PROOF: &[&str] = &["proof.png", "proof/serial.log", "proof/qemu.log"];
+
+impl Fault<'_> {
+    fn happens(&self) {
+        let root = Root::new();
+        let ended = root.start(self.fakes, self.args).finish();
+        let what = format!("{:?} {:?}\n{}", self.fakes, self.args, ended.stderr);
+        ended.assert_code(self.code);
+        root.assert_nothing_runs(&[]);
+        root.assert_nothing_left();
+        root.assert_no_artifact();
+
+        assert_eq!(ended.last()["event"], "run_finished", "{what}");
+        assert_eq!(ended.last()["outcome"], "failed", "{what}");
+        let failed: Vec<_> = ended
+            .events
+            .iter()
+            .filter(|event| event["event"] == "step_finished" && event["outcome"] == "failed")
+            .map(|event| event["step"].as_str().unwrap())
+            .collect();
+        assert_eq!(failed, [self.step], "{what}");
+        ended.assert_spans_sum();
+        let errors = |it: &&str| it.starts_with("error: ") || it.contains("Z failed: ");
+        assert_eq!(ended.stderr.lines().filter(errors).count(), 1, "{what}");
+        assert!(ended.stderr.contains(self.says), "`{}` is not in {what}", self.says);
+        assert!(!ended.stderr.contains(&root.secret), "{what}");
+
+        let folder = root.evidence();
+        let journal = fs::read_to_string(folder.join("events.jsonl")).unwrap();
+        assert_eq!(journal, ended.stdout, "{what}");
+        for name in self.evidence {
+            let content =
+                fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}\n{what}"));
+            let picture = Path::new(name).extension() == Some(OsStr::from_bytes(b"png"));
+            assert!(!picture || content.starts_with(b"\x89PNG"), "{name} is no picture\n{what}");
+        }
+    }
+}
+
+/// Makes faults happen side by side: builds mostly wait.
+fn each_happens(faults: &[Fault<'_>]) {
+    thread::scope(|scope| {
+        for fault in faults {
+            scope.spawn(|| fault.happens());
+        }
+    });
+}
+
+#[test]
+fn inputs_and_disks_fail() {
+    let wrong = format!("digest={}", "0".repeat(64));
+    each_happens(&[
+        Fault {
+            fakes: &[],
+            args: &["--var", &wrong],
+            step: "fetch",
+            code: 11,
+            says: "000000",
+            evidence: &[],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE_IMG", "create:fail")],
+            args: &[],
+            step: "disks",
+            code: 12,
+            says: "No space left on device",
+            evidence: &[],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE_IMG", "convert:fail")],
+            args: &[],
+            step: "export",
+            code: 12,
+            says: "No space left on device",
+            evidence: &["guest/serial.log"],
+        },
+    ]);
+}
+
+#[test]
+fn qemu_fails() {
+    each_happens(&[
+        Fault {
+            fakes: &[("FORGE_FAKE", "install:refuse")],
+            args: &[],
+            step: "install",
+            code: 12,
+            says: "asked to refuse to start",
+            evidence: &["install/qemu.log", "install/qemu.args"],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "install:crash")],
+            args: &[],
+            step: "install",
+            code: 12,
+            says: "Assertion `!fault' failed",
+            evidence: &["install/qemu.log", "install/serial.log"],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "guest:crash")],
+            args: &[],
+            step: "boot",
+            code: 12,
+            says: "Assertion `!fault' failed",
+            evidence: &["guest/qemu.log", "guest/serial.log"],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "proof:crash")],
+            args: &[],
+            step: "proof",
+            code: 12,
+            says: "Assertion `!fault' failed",
+            evidence: &["proof/qemu.log", "proof/serial.log"],
+        },
+    ]);
+}
+
+#[test]
+fn a_qemu_that_dies_when_it_is_to_run_is_quoted() {
+    each_happens(&[Fault {
+        fakes: &[("FORGE_FAKE", "guest:crash-at-once")],
+        args: &[],
+        step: "boot",
+        code: 12,
+        says: "Assertion `!fault' failed",
+        evidence: &["guest/qemu.log"],
+    }]);
+}
+
+#[test]
+fn a_guest_that_fails_is_quoted_from_its_console() {
+    let root = Root::new();
+    for (fault, step, args) in [
+        ("install:no-fetch", "install", ["--var", "fetch=2s"]),
+        ("guest:no-agent", "boot", ["--var", "boot=3s"]),
+    ] {
+        let ended = root.start(&[("FORGE_FAKE", fault)], &args).finish();
+        let quoted = ended.events.iter().any(|event| {
+            event["event"] == "output"
+                && event["step"] == step
+                && event["line"].as_str().is_some_and(|line| line.starts_with('['))
+        });
+        assert!(quoted, "nothing of the console in {step}: {:#?}", ended.events);
+    }
+}
+
+#[test]
+fn the_installation_fails() {
+    let installer_fails = |fault, code, says, args| Fault {
+        fakes: fault,
+        args,
+        step: "install",
+        code,
+        says,
+        evidence: INSTALL,
+    };
+    each_happens(&[
+        installer_fails(&[("FORGE_FAKE", "install:fail")], 13, "no disk is large enough", &[]),
+        installer_fails(&[("FORGE_FAKE", "install:fail")], 13, "its own logs are in", &[]),
+        installer_fails(&[("FORGE_FAKE", "install:reset")], 13, "the guest reset itself while", &[]),
+        installer_fails(&[("FORGE_FAKE", "install:reboots")], 13, "shutdown: poweroff", &[]),
+        installer_fails(&[("FORGE_FAKE", "install:panic")], 13, "kernel panicked while", &[]),
+        installer_fails(
+            &[("FORGE_FAKE", "install:hang")],
+            17,
+            "did not end within",
+            &["--var", "fetch=2s", "--var", "install=3s"],
+        ),
+        installer_fails(&[("FORGE_FAKE", "install:no-fetch")], 17, "nothing fetched", &["--var", "fetch=1s"]),
+    ]);
+}
+
+#[test]
+fn the_guest_fails() {
+    each_happens(&[
+        Fault {
+            fakes: &[("FORGE_FAKE", "guest:no-agent")],
+            args: &["--var", "boot=1s"],
+            step: "boot",
+            code: 17,
+            says: "guest agent",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=step"],
+            step: "step:greet",
+            code: 14,
+            says: "greet: exit code 3",
+            evidence: &[GUEST, &["guest.log"]].concat(),
+        },
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=slow", "--var", "step=1s"],
+            step: "step:greet",
+            code: 14,
+            says: "still running after 1.0 s",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=off"],
+            step: "step:greet",
+            code: 13,
+            says: "the guest powered off",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=check"],
+            step: "check",
+            code: 15,
+            says: "no fault is asked of this check",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=seal"],
+            step: "seal",
+            code: 14,
+            says: "hardening/seal.sh: exit code 4",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "guest:no-power-off")],
+            args: &["--var", "seal=2s"],
+            step: "seal",
+            code: 17,
+            says: "2.0 s",
+            evidence: GUEST,
+        },
+    ]);
+}
+
+#[test]
+fn the_proof_fails() {
+    let proof = |fakes, args, says| Fault { fakes, args, step: "proof", code: 15, says, evidence: PROOF };
+    each_happens(&[
+        proof(&[("FORGE_FAKE", "proof:hostname")], &[], "the clone took its hostname"),
+        proof(&[("FORGE_FAKE", "proof:password")], &[], "password logins are refused"),
+        proof(&[], &["--var", "fault=unsealed"], "the clone has a machine-id of its own"),
+        proof(&[], &["--var", "fault=proof"], "no fault is asked of the proof"),
+        Fault {
+            fakes: &[("FORGE_FAKE", "config-drive:hostname")],
+            args: &[],
+            step: "config-drive",
+            code: 15,
+            says: "its hostname is taken",
+            evidence: &["config-drive/serial.log", "config-drive/qemu.log"],
+        },
+    ]);
+}

@@ -1,0 +1,45 @@
+//! What runs on this machine.
+
+use std::fs;
+use std::path::Path;
+
+use crate::root::names;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    /// When it started: tells it from a later one with its number.
+    pub(crate) since: u64,
+}
+
+/// Returns all processes but zombies (`/proc/PID/stat`).
+pub(crate) fn processes() -> Vec<Process> {
+    let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<i32>().ok());
+    let read = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        (!matches!(fields[0], "Z" | "X")).then_some(())?;
+        Some(Process { pid, parent: fields[1].parse().ok()?, since: fields[19].parse().ok()? })
+    };
+    numbers.filter_map(read).collect()
+}
+
+pub(crate) fn command_line(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Returns a process's children, their children, and so on.
+pub(crate) fn descendants(pid: i32) -> Vec<Process> {
+    let all = processes();
+    let mut family = vec![pid];
+    let mut found = Vec::new();
+    while let Some(parent) = family.pop() {
+        for child in all.iter().filter(|process| process.parent == parent) {
+            family.push(child.pid);
+            found.push(child.clone());
+        }
+    }
+    found
+}

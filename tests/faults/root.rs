@@ -1,0 +1,231 @@
+//! A root of its own for each test, with small templates.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use crate::build::Build;
+use crate::process::{Process, command_line, processes};
+
+/// How long after forge's end the last of its processes may still be there.
+pub(crate) const GONE: Duration = Duration::from_secs(3);
+
+/// The template that most tests build; `DIGEST` becomes that of its medium.
+const TEMPLATE: &str = include_str!("mini.toml");
+
+const SECOND_TEMPLATE: &str = r#"
+schema = 1
+extends = "mini"
+
+[template]
+name = "maxi"
+vmid = 9001
+"#;
+
+pub(crate) const ANSWERS: &str = r#"#cloud-config
+autoinstall:
+  version: 1
+  identity:
+    hostname: mini
+    username: odin
+    password: "*"
+  reporting:
+    forge:
+      type: webhook
+      endpoint: {{ forge.report_url }}
+      level: DEBUG
+  late-commands:
+    - echo {{ var.secret | shquote }} >/target/dev/null
+  error-commands:
+    - curl -T /var/log/installer.tar {{ forge.logs_url }}
+  shutdown: poweroff
+"#;
+
+pub(crate) const SEAL: &str = r"
+case $fault in
+seal) echo 'about to fail'; exit 4 ;;
+unsealed) exit 0 ;;
+esac
+: >/etc/machine-id
+rm -f /etc/ssh/ssh_host_*
+rm -rf /var/log/installer
+";
+
+/// A root of its own for one test, with its own cache and its own mark on each process.
+pub(crate) struct Root {
+    pub(crate) folder: TempDir,
+    pub(crate) iso: Vec<u8>,
+    pub(crate) mark: String,
+    pub(crate) secret: String,
+}
+
+impl Root {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        let iso: Vec<u8> = (0..200_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        write("mini.iso", &iso);
+        write("templates/mini/template.toml", TEMPLATE.replace("DIGEST", &sha256(&iso)).as_bytes());
+        write("templates/maxi/template.toml", SECOND_TEMPLATE.as_bytes());
+        write("http/mini/autoinstall.yaml.j2", ANSWERS.as_bytes());
+        write("hardening/seal.sh", SEAL.as_bytes());
+        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
+        let profile = format!(
+            "schema = 1\n[qemu]\nbinary = \"{}\"\naccelerator = \"tcg\"\ntimeout_factor = 1\n",
+            fake.join("qemu-system-x86_64").display()
+        );
+        write("builders/fake.toml", profile.as_bytes());
+        fs::create_dir(folder.path().join("bin")).unwrap();
+        for name in ["ssh", "qemu-img", "git"] {
+            symlink(fake.join(name), folder.path().join("bin").join(name)).unwrap();
+        }
+        let mark = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        let secret = format!(
+            "hidden{:x}",
+            Sha256::digest(&mark)[0..8].iter().fold(0_u64, |a, b| a << 8 | u64::from(*b))
+        );
+        Self { folder, iso, mark, secret }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn command(&self, templates: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
+        let search = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        command.arg("-C").arg(self.folder.path()).arg("build").args(templates);
+        command.args(["--on", "fake", "--output", "json"]);
+        command.env("PATH", search).env("XDG_CACHE_HOME", self.path("cache"));
+        command.env("FORGE_TEST_MARK", &self.mark).env("FORGE_VAR_SECRET", &self.secret);
+        for name in ["FORGE_BUILDER", "FORGE_FAKE", "FORGE_FAKE_IMG", "XDG_RUNTIME_DIR", "http_proxy"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Starts a build of `mini` with these `FORGE_FAKE*` variables and these further arguments.
+    pub(crate) fn start(&self, fakes: &[(&str, &str)], args: &[&str]) -> Build {
+        let mut command = self.command(&["mini"]);
+        command.args(args).envs(fakes.iter().copied());
+        Build::start(command)
+    }
+
+    /// Builds once more, undisturbed, and makes sure that all is well and nothing of before is left.
+    pub(crate) fn assert_next_build_works(&self) {
+        self.start(&[], &[]).finish().assert_code(0);
+        self.assert_whole("mini");
+        self.assert_nothing_left();
+    }
+
+    /// Makes sure that the artifact is whole, and the only one.
+    pub(crate) fn assert_whole(&self, template: &str) -> Value {
+        let folder = self.path("artifacts").join(template);
+        assert_eq!(names(&folder), ["1.0"], "in {}", folder.display());
+        let text = fs::read(folder.join("1.0/manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&text).unwrap();
+        let disk = fs::read(folder.join("1.0/disk.qcow2")).unwrap();
+        assert_eq!(manifest["disk"]["sha256"], sha256(&disk).as_str());
+        assert_eq!(manifest["disk"]["size"], disk.len());
+        manifest
+    }
+
+    pub(crate) fn assert_no_artifact(&self) {
+        assert_eq!(names(&self.path("artifacts/mini")), Vec::<String>::new());
+    }
+
+    /// Makes sure that no run has left more than evidence: no disk, no socket, no partial artifact.
+    pub(crate) fn assert_nothing_left(&self) {
+        let runs = self.path(".forge/runs");
+        let left: Vec<_> = files(&runs)
+            .into_iter()
+            .filter(|path| {
+                let inner = path.strip_prefix(&runs).unwrap().to_string_lossy().into_owned();
+                inner.contains("/work/") || inner.contains("/forge-") || inner.ends_with(".partial")
+            })
+            .collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+        for run in names(&runs) {
+            assert!(!runs.join(&run).join("work").exists(), "the work folder of {run} is left");
+        }
+        let partial = |name: &String| name.starts_with('.');
+        assert!(!names(&self.path("artifacts/mini")).iter().any(partial), "a partial artifact is left");
+    }
+
+    /// Waits until no process that this root's builds have started is there any more.
+    pub(crate) fn assert_nothing_runs(&self, started: &[Process]) {
+        let deadline = Instant::now() + GONE;
+        loop {
+            let left: Vec<_> = processes()
+                .into_iter()
+                .filter(|process| self.owns(process.pid) || started.contains(process))
+                .map(|process| format!("{} {}", process.pid, command_line(process.pid)))
+                .collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still running after {GONE:?}: {left:#?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn owns(&self, pid: i32) -> bool {
+        let mark = format!("FORGE_TEST_MARK={}", self.mark);
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|each| each == mark.as_bytes())
+            || command_line(pid).contains(&self.mark)
+    }
+
+    /// Returns what a machine of the newest run has said so far.
+    pub(crate) fn serial_log(&self, machine: &str) -> String {
+        fs::read_to_string(self.evidence().join(machine).join("serial.log")).unwrap_or_default()
+    }
+
+    /// Returns the folder of the newest run.
+    pub(crate) fn evidence(&self) -> PathBuf {
+        let runs = self.path(".forge/runs");
+        runs.join(names(&runs).pop().expect("there was a run"))
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+/// Returns the names in a folder, sorted; none when it is not there.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Returns everything below a folder that is no folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for name in names(folder) {
+        let path = folder.join(name);
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}

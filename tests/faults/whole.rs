@@ -1,0 +1,174 @@
+//! Builds that go well.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::STEPS;
+use crate::build::Build;
+use crate::process::command_line;
+use crate::root::{ANSWERS, Root, SEAL, files, names, sha256};
+
+/// Collects the command lines of all processes, as often as it can.
+fn watch_command_lines(stop: &AtomicBool) -> HashSet<String> {
+    let mut seen = HashSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+        seen.extend(numbers.map(command_line));
+        thread::sleep(Duration::from_millis(5));
+    }
+    seen
+}
+
+#[test]
+fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {
+    let root = Root::new();
+    let ended = root.start(&[], &[]).finish();
+    ended.assert_code(0);
+    let steps: Vec<_> = ended
+        .events
+        .iter()
+        .filter(|event| event["event"] == "step_started")
+        .map(|event| event["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(steps, STEPS);
+
+    let manifest = root.assert_whole("mini");
+    root.assert_nothing_left();
+    root.assert_nothing_runs(&[]);
+    let started = &ended.events[0];
+    assert_eq!(manifest["plan"], started["plan"]);
+    assert_eq!(manifest["run"], started["run"]);
+    assert_eq!(manifest["os"]["id"], "stand-in");
+    let inputs: BTreeMap<_, _> = manifest["inputs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|input| (input["name"].as_str().unwrap(), input["sha256"].as_str().unwrap()))
+        .collect();
+    for (name, content) in
+        [("http/mini/autoinstall.yaml.j2", ANSWERS.as_bytes()), ("hardening/seal.sh", SEAL.as_bytes())]
+    {
+        assert_eq!(inputs.get(name), Some(&sha256(content).as_str()), "{name} in {inputs:?}");
+    }
+    assert!(inputs.values().any(|digest| *digest == sha256(&root.iso)), "the ISO in {inputs:?}");
+    let checks = manifest["checks"].as_array().unwrap();
+    assert!(checks.iter().all(|check| check["passed"] == true), "{checks:#?}");
+    for (at, name) in [
+        ("build", "zip is installed"),
+        ("proof", "zip is installed"),
+        ("proof", "odin logs in by key on port 2222 and has sudo"),
+        ("config-drive", "the ConfigDrive volume is accepted"),
+    ] {
+        assert!(checks.iter().any(|check| check["at"] == at && check["name"] == name), "{at}: {name}");
+    }
+    assert!(manifest["packages"].as_array().unwrap().iter().any(|package| package["name"] == "zip"));
+    let logs: Vec<_> = files(&root.path("artifacts/mini/1.0/logs"));
+    for name in [
+        "events.jsonl",
+        "guest.log",
+        "install/serial.log",
+        "proof/qemu.log",
+        "checks-build.txt",
+        "checks-proof.json",
+    ] {
+        assert!(logs.iter().any(|path| path.ends_with(name)), "{name} in {logs:?}");
+    }
+
+    let table = fs::read_to_string(root.path("artifacts/mini/1.0/logs/checks-build.txt")).unwrap();
+    assert!(table.contains("✓ zip is installed"), "{table}");
+
+    ended.assert_spans_sum();
+    let seconds = ended.last()["seconds"].as_f64().unwrap();
+    assert!(ended.wall.as_secs_f64() - seconds < 1.0, "{:?} for a run of {seconds} s", ended.wall);
+    assert!(ended.forges_share() < 2.0, "forge's own share is {} s", ended.forges_share());
+}
+
+#[test]
+fn no_secret_and_no_token_is_ever_seen() {
+    let root = Root::new();
+    let notes = root.path("notes");
+    fs::create_dir(&notes).unwrap();
+    let stop = AtomicBool::new(false);
+    let (ended, lines) = thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch_command_lines(&stop));
+        let ended = root.start(&[("FORGE_FAKE_NOTES", notes.to_str().unwrap())], &[]).finish();
+        stop.store(true, Ordering::Relaxed);
+        (ended, watcher.join().unwrap())
+    });
+    ended.assert_code(0);
+    let url = fs::read_to_string(notes.join("url")).unwrap();
+    let token = url.split('/').nth(3).unwrap();
+    assert_eq!(token.len(), 40, "{url}");
+    let hidden = [root.secret.as_str(), token];
+
+    assert!(ended.stdout.contains("hello, the secret is"), "the step's output is shown");
+    for text in [&ended.stdout, &ended.stderr] {
+        assert!(!hidden.iter().any(|it| text.contains(it)), "{text}");
+    }
+    assert!(lines.iter().any(|line| line.contains("qemu-system-x86_64") && line.contains(&root.mark)));
+    for line in &lines {
+        assert!(!hidden.iter().any(|it| line.contains(it)), "{line}");
+    }
+    let all =
+        [files(&root.path(".forge")), files(&root.path("artifacts")), files(&root.path("cache"))].concat();
+    assert!(all.iter().any(|path| path.ends_with("guest.log")), "{all:?}");
+    for path in all {
+        let content = fs::read(&path).unwrap();
+        let holds = |it: &str| content.windows(it.len()).any(|window| window == it.as_bytes());
+        assert!(!hidden.iter().any(|it| holds(it)), "{} holds what is hidden", path.display());
+    }
+}
+
+#[test]
+fn several_builds_at_once_do_not_meet() {
+    let root = Root::new();
+    let mut command = root.command(&["mini", "maxi"]);
+    command.args(["--parallel", "2"]);
+    Build::start(command).finish().assert_code(0);
+    root.assert_whole("mini");
+    root.assert_whole("maxi");
+    root.assert_nothing_left();
+    root.assert_nothing_runs(&[]);
+}
+
+#[test]
+fn two_forges_may_build_one_template() {
+    let root = Root::new();
+    let builds = [root.start(&[], &[]), root.start(&[], &[])];
+    for build in builds {
+        build.finish().assert_code(0);
+    }
+    root.assert_whole("mini");
+    root.assert_nothing_left();
+    root.assert_nothing_runs(&[]);
+}
+
+#[test]
+fn a_disk_is_raw_on_request() {
+    let root = Root::new();
+    root.start(&[], &["--var", "format=raw"]).finish().assert_code(0);
+    let folder = root.path("artifacts/mini/1.0");
+    let manifest: Value = serde_json::from_slice(&fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["disk"]["format"], &manifest["disk"]["file"]), (&"raw".into(), &"disk.raw".into()));
+    assert_eq!(fs::metadata(folder.join("disk.raw")).unwrap().len(), manifest["disk"]["virtual_size"]);
+}
+
+#[test]
+fn all_disks_are_in_the_artifact() {
+    let root = Root::new();
+    let path = root.path("templates/mini/template.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "\n[[machine.disk]]\nsize_gib = 2\n").unwrap();
+    root.start(&[], &[]).finish().assert_code(0);
+    let manifest = root.assert_whole("mini");
+    let second = &manifest["more_disks"][0];
+    assert_eq!((&second["file"], &second["virtual_size"]), (&"disk1.qcow2".into(), &(2_u64 << 30).into()));
+    let content = fs::read(root.path("artifacts/mini/1.0/disk1.qcow2")).unwrap();
+    assert_eq!(second["sha256"], sha256(&content).as_str());
+}
