@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::event::{Unit, human_duration};
 use crate::failure::{Failure, Kind};
-use crate::qemu::{End, Machine};
+use crate::qemu::{End, Error, Machine};
 use crate::run::Step;
 use crate::seed::installer::{Ended, InstallerProgress};
 use crate::seed::server::ServerEvent;
@@ -94,8 +94,11 @@ pub async fn watch(
             () = until(logs_deadline) => return Err(seen.installer_failed()),
             () = sleep_until(enter), if enter < started + ENTER_UNTIL => {
                 enter += ENTER_EVERY;
-                // A bonus that may fail.
-                let _pressed = machine.press_enter().await;
+                // A bonus that may fail; a QEMU that has gone is told of by its end.
+                if let Err(Error::Refused { reason, .. }) = machine.press_enter().await {
+                    step.note(format!("Enter cannot be pressed ({reason}): the medium's menu waits its time"));
+                    enter = started + ENTER_UNTIL;
+                }
             }
         }
     }

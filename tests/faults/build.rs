@@ -13,8 +13,9 @@ use serde_json::Value;
 
 use crate::process::{Process, command_line, descendants};
 
-/// How long a build may take on a busy machine before a test gives it up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing may happen in a build before a test gives it up: hashing a raw disk of 1 GiB
+/// takes 20 s on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A build that runs; killed with its test.
 pub(crate) struct Build {
@@ -153,6 +154,18 @@ impl Ended {
 
     pub(crate) fn last(&self) -> &Value {
         self.events.last().expect("a build has events")
+    }
+
+    /// Returns the messages of all notes.
+    pub(crate) fn notes(&self) -> impl Iterator<Item = &str> {
+        let notes = self.events.iter().filter(|event| event["event"] == "note");
+        notes.map(|note| note["message"].as_str().unwrap())
+    }
+
+    /// Returns the event with which a step ended.
+    pub(crate) fn step(&self, step: &str) -> &Value {
+        let end = self.events.iter().find(|it| it["event"] == "step_finished" && it["step"] == step);
+        end.unwrap_or_else(|| panic!("{step} has not ended: {:#?}", self.events))
     }
 
     /// Makes sure that the spans follow one another without gaps and sum to the run's time.

@@ -157,7 +157,7 @@ fn a_qemu_that_dies_when_it_is_to_run_is_quoted() {
 fn a_guest_that_fails_is_quoted_from_its_console() {
     let root = Root::new();
     for (fault, step, args) in [
-        ("install:no-fetch", "install", ["--var", "fetch=2s"]),
+        ("install:no-network", "install", ["--var", "fetch=2s"]),
         ("guest:no-agent", "boot", ["--var", "boot=3s"]),
     ] {
         let ended = root.start(&[("FORGE_FAKE", fault)], &args).finish();
@@ -192,7 +192,12 @@ fn the_installation_fails() {
             "did not end within",
             &["--var", "fetch=2s", "--var", "install=3s"],
         ),
-        installer_fails(&[("FORGE_FAKE", "install:no-fetch")], 17, "nothing fetched", &["--var", "fetch=1s"]),
+        installer_fails(
+            &[("FORGE_FAKE", "install:no-network")],
+            17,
+            "nothing fetched",
+            &["--var", "fetch=1s"],
+        ),
     ]);
 }
 

@@ -10,6 +10,7 @@ mod failing;
 mod kept;
 mod process;
 mod root;
+mod seeds;
 mod stopped;
 mod whole;
 

@@ -1,7 +1,11 @@
 //! What runs on this machine.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::root::names;
 
@@ -42,4 +46,24 @@ pub(crate) fn descendants(pid: i32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Collects the command lines of all processes, as often as it can, while `work` is done.
+pub(crate) fn watching_command_lines<T>(work: impl FnOnce() -> T) -> (T, HashSet<String>) {
+    let stop = AtomicBool::new(false);
+    let watch = || {
+        let mut seen = HashSet::new();
+        while !stop.load(Ordering::Relaxed) {
+            let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+            seen.extend(numbers.map(command_line));
+            thread::sleep(Duration::from_millis(5));
+        }
+        seen
+    };
+    thread::scope(|scope| {
+        let watcher = scope.spawn(watch);
+        let done = work();
+        stop.store(true, Ordering::Relaxed);
+        (done, watcher.join().unwrap())
+    })
 }

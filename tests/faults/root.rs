@@ -149,13 +149,7 @@ impl Root {
     /// Makes sure that no run has left more than evidence: no disk, no socket, no partial artifact.
     pub(crate) fn assert_nothing_left(&self) {
         let runs = self.path(".forge/runs");
-        let left: Vec<_> = files(&runs)
-            .into_iter()
-            .filter(|path| {
-                let inner = path.strip_prefix(&runs).unwrap().to_string_lossy().into_owned();
-                inner.contains("/work/") || inner.contains("/forge-") || inner.ends_with(".partial")
-            })
-            .collect();
+        let left: Vec<_> = files(&runs).into_iter().filter(|path| !is_evidence(path)).collect();
         assert_eq!(left, Vec::<PathBuf>::new());
         for run in names(&runs) {
             assert!(!runs.join(&run).join("work").exists(), "the work folder of {run} is left");
@@ -193,6 +187,37 @@ impl Root {
         fs::read_to_string(self.evidence().join(machine).join("serial.log")).unwrap_or_default()
     }
 
+    /// Returns the arguments that a machine of the newest run was started with.
+    pub(crate) fn arguments(&self, machine: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.evidence().join(machine).join("qemu.args")).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Makes sure that the installed system was started without anything of the seed, and its clones
+    /// with nothing but their own.
+    pub(crate) fn assert_seed_is_gone(&self) {
+        for (machine, drive) in
+            [("guest", None), ("proof", Some("cloudinit.iso")), ("config-drive", Some("cloudinit.iso"))]
+        {
+            let arguments = self.arguments(machine);
+            assert!(!arguments.iter().any(|it| it == "-smbios" || it.contains("seed.iso")), "{arguments:#?}");
+            let drives: Vec<_> = arguments.iter().filter(|it| it.contains("node-name=cd")).collect();
+            assert_eq!(drives.len(), usize::from(drive.is_some()), "{machine}: {drives:?}");
+            assert!(drives.iter().all(|it| drive.is_some_and(|name| it.contains(name))), "{drives:?}");
+        }
+    }
+
+    /// Makes sure that nothing that a build leaves shows what is hidden.
+    pub(crate) fn assert_hidden(&self, hidden: &[&str]) {
+        let kept = [".forge", "artifacts", "cache"].map(|folder| files(&self.path(folder))).concat();
+        assert!(kept.iter().any(|path| path.ends_with("guest.log")), "{kept:?}");
+        for path in kept {
+            let content = fs::read(&path).unwrap();
+            let holds = |it: &str| content.windows(it.len()).any(|window| window == it.as_bytes());
+            assert!(!hidden.iter().any(|it| holds(it)), "{} holds what is hidden", path.display());
+        }
+    }
+
     /// Returns the folder of the newest run.
     pub(crate) fn evidence(&self) -> PathBuf {
         let runs = self.path(".forge/runs");
@@ -205,6 +230,14 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").unwrap();
         text
     })
+}
+
+/// Tells whether a file in a run's folder is one of those that are kept for people.
+fn is_evidence(path: &Path) -> bool {
+    const ENDINGS: [&str; 6] = ["args", "json", "jsonl", "log", "png", "txt"];
+    path.ends_with("lock")
+        || path.parent().is_some_and(|folder| folder.ends_with("installer-logs"))
+        || path.extension().is_some_and(|ending| ENDINGS.iter().any(|it| ending == *it))
 }
 
 /// Returns the names in a folder, sorted; none when it is not there.

@@ -1,29 +1,14 @@
 //! Builds that go well.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::STEPS;
 use crate::build::Build;
-use crate::process::command_line;
+use crate::process::watching_command_lines;
 use crate::root::{ANSWERS, Root, SEAL, files, names, sha256};
-
-/// Collects the command lines of all processes, as often as it can.
-fn watch_command_lines(stop: &AtomicBool) -> HashSet<String> {
-    let mut seen = HashSet::new();
-    while !stop.load(Ordering::Relaxed) {
-        let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
-        seen.extend(numbers.map(command_line));
-        thread::sleep(Duration::from_millis(5));
-    }
-    seen
-}
 
 #[test]
 fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {
@@ -41,6 +26,7 @@ fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {
     let manifest = root.assert_whole("mini");
     root.assert_nothing_left();
     root.assert_nothing_runs(&[]);
+    root.assert_seed_is_gone();
     let started = &ended.events[0];
     assert_eq!(manifest["plan"], started["plan"]);
     assert_eq!(manifest["run"], started["run"]);
@@ -94,13 +80,8 @@ fn no_secret_and_no_token_is_ever_seen() {
     let root = Root::new();
     let notes = root.path("notes");
     fs::create_dir(&notes).unwrap();
-    let stop = AtomicBool::new(false);
-    let (ended, lines) = thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch_command_lines(&stop));
-        let ended = root.start(&[("FORGE_FAKE_NOTES", notes.to_str().unwrap())], &[]).finish();
-        stop.store(true, Ordering::Relaxed);
-        (ended, watcher.join().unwrap())
-    });
+    let (ended, lines) =
+        watching_command_lines(|| root.start(&[("FORGE_FAKE_NOTES", notes.to_str().unwrap())], &[]).finish());
     ended.assert_code(0);
     let url = fs::read_to_string(notes.join("url")).unwrap();
     let token = url.split('/').nth(3).unwrap();
@@ -115,14 +96,7 @@ fn no_secret_and_no_token_is_ever_seen() {
     for line in &lines {
         assert!(!hidden.iter().any(|it| line.contains(it)), "{line}");
     }
-    let all =
-        [files(&root.path(".forge")), files(&root.path("artifacts")), files(&root.path("cache"))].concat();
-    assert!(all.iter().any(|path| path.ends_with("guest.log")), "{all:?}");
-    for path in all {
-        let content = fs::read(&path).unwrap();
-        let holds = |it: &str| content.windows(it.len()).any(|window| window == it.as_bytes());
-        assert!(!hidden.iter().any(|it| holds(it)), "{} holds what is hidden", path.display());
-    }
+    root.assert_hidden(&hidden);
 }
 
 #[test]
