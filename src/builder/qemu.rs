@@ -191,7 +191,7 @@ async fn install(
 ) -> Result<(), Failure> {
     let folder = machine_folder(workspace, "install")?;
     let launch = Launch {
-        folder: &folder,
+        folder: &workspace.work("install"),
         disks: disks.to_vec(),
         cdroms: media,
         network: UserNet::default(),

@@ -74,13 +74,15 @@ pub fn find_ovmf(chipset: Chipset) -> Result<Ovmf, Error> {
     })
 }
 
-/// Copies the variables into a machine's folder and returns the machine's firmware.
+/// Copies the variables into a machine's folder, which is made if need be, and returns the machine's
+/// firmware.
 ///
 /// # Errors
 /// [`Error::Io`] when the copy fails.
 pub fn prepare(ovmf: &Ovmf, folder: &Path) -> Result<Firmware, Error> {
     let path = folder.join(format!("efi-vars.{}", ovmf.vars.format.name()));
-    let copied = fs::copy(&ovmf.vars.path, &path)
+    let copied = fs::create_dir_all(folder)
+        .and_then(|()| fs::copy(&ovmf.vars.path, &path))
         // The template may be read-only, and its mode came along.
         .and_then(|_| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)));
     copied.map_err(Error::io(format!("copying {} to {}", ovmf.vars.path.display(), path.display())))?;

@@ -12,16 +12,18 @@ use super::guard::{self, Guard};
 
 const START: Duration = Duration::from_secs(10);
 
-/// Starts a TPM 2.0 whose state lies in `folder`; it ends when QEMU or forge does.
+/// Starts a TPM 2.0 whose log lies in `folder`; it ends when QEMU or forge does.
+///
+/// Its state lies beside its socket, and goes with it: a template has none, and a guest's secrets
+/// may be in it.
 pub(super) async fn launch(socket: &Path, folder: &Path) -> Result<Guard, Error> {
     let swtpm = guard::find_program(Path::new("swtpm"), "swtpm")?;
-    let state = folder.join("tpm");
-    fs::create_dir_all(&state).map_err(Error::io(format!("creating {}", state.display())))?;
+    let state = socket.with_file_name("tpm-state");
+    fs::create_dir(&state).map_err(Error::io(format!("creating {}", state.display())))?;
     let log = folder.join("swtpm.log");
     let stderr = fs::File::create(&log).map_err(Error::io(format!("creating {}", log.display())))?;
     let mut command = guard::armed(&swtpm)?;
-    // Relative, because swtpm knows no way to escape a comma in a path.
-    command.current_dir(folder).args(["socket", "--tpm2", "--terminate", "--tpmstate", "dir=tpm"]);
+    command.args(["socket", "--tpm2", "--terminate", "--tpmstate"]).arg(format!("dir={}", state.display()));
     command.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
     command.stderr(Stdio::from(stderr));
     let (process, _) = Guard::spawn(command, "swtpm").await?;

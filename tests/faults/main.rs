@@ -8,6 +8,7 @@
 mod build;
 mod failing;
 mod kept;
+mod machines;
 mod process;
 mod root;
 mod seeds;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::STEPS;
 use crate::build::Build;
 use crate::process::watching_command_lines;
-use crate::root::{ANSWERS, Root, SEAL, files, names, sha256};
+use crate::root::{ANSWERS, Root, SEAL, files, sha256};
 
 #[test]
 fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {

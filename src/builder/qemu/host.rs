@@ -29,7 +29,7 @@ pub struct Host {
 /// What one machine is launched with, besides its hardware.
 #[derive(Debug)]
 pub struct Launch<'a> {
-    /// The machine's own folder.
+    /// A folder for what the machine writes besides its disks; gone when the run ends.
     pub folder: &'a Path,
     /// A file for each disk, with its format.
     pub disks: Vec<(PathBuf, DiskFormat)>,

@@ -94,7 +94,7 @@ pub(super) async fn boot(
 ) -> Result<Running, Failure> {
     let folder = machine_folder(workspace, "guest")?;
     let launch = Launch {
-        folder: &folder,
+        folder: &workspace.work("guest"),
         disks: disks.to_vec(),
         cdroms: Vec::new(),
         // For a person who keeps the machine of a failed build; forge itself has no use for it.

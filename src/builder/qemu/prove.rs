@@ -136,7 +136,7 @@ async fn launch(template: &Template<'_>, drive: Drive, seed: &CloneSeed) -> Resu
         .spec(
             &machine,
             Launch {
-                folder: &template.logs,
+                folder: &template.work,
                 disks,
                 cdroms: vec![cdrom],
                 network,
