@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use rustix::fs::{CWD, RenameFlags};
 
+use crate::qemu::sockets;
+
 /// How many runs' evidence is kept.
 pub const RUNS_KEPT: usize = 20;
 
@@ -76,9 +78,8 @@ impl Workspace {
             }
             // The sockets of its machines, and perhaps the URL that a guest was about to be told.
             for machine in folders(run)? {
-                for sockets in folders(&machine)?.iter().filter(|it| is_sockets(it)) {
-                    remove(sockets)?;
-                }
+                sockets::sweep(&machine)
+                    .with_context(|| format!("removing the sockets of {}", machine.display()))?;
             }
             if index < old {
                 remove(run)?;
@@ -213,11 +214,6 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Tells whether a folder in a machine's folder is that of its sockets.
-fn is_sockets(folder: &Path) -> bool {
-    folder.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("forge-"))
 }
 
 fn new_id() -> anyhow::Result<String> {

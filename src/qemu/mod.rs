@@ -18,6 +18,7 @@ pub mod process;
 pub mod qmp;
 mod screen;
 pub mod smbios;
+pub mod sockets;
 pub mod spec;
 pub mod state;
 mod tpm;

@@ -9,14 +9,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use qapi::qmp;
-use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -25,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::args::{Places, machine_args, product};
 use super::guard::{self, Guard};
 use super::qmp::{Event, Qmp};
+use super::sockets::Sockets;
 use super::spec::MachineSpec;
 use super::state::{AgentPort, End, State};
 use super::{Error, screen, smbios, tpm};
@@ -47,7 +47,7 @@ pub struct Machine {
     state: watch::Receiver<State>,
     places: Places,
     folder: PathBuf,
-    _sockets: TempDir,
+    _sockets: Sockets,
     _watcher: AbortOnDropHandle<()>,
 }
 
@@ -61,7 +61,7 @@ impl Machine {
         let binary = guard::find_program(&spec.binary, "qemu-system-x86")?;
         let folder = std::path::absolute(folder).map_err(Error::io("finding the working folder"))?;
         fs::create_dir_all(&folder).map_err(Error::io(format!("creating {}", folder.display())))?;
-        let sockets = sockets_folder(&folder)?;
+        let sockets = Sockets::create(&folder)?;
         let places = places(sockets.path(), &folder);
         write_smbios(spec, &places.smbios)?;
         let tpm = if spec.tpm { Some(tpm::launch(&places.tpm, &folder).await?) } else { None };
@@ -245,28 +245,6 @@ fn stderr_log(folder: &Path) -> PathBuf {
     folder.join("qemu.log")
 }
 
-/// Makes the folder for the sockets, open to nobody else and removed at the end.
-///
-/// It is in the machine's own folder where the paths stay short enough for `sun_path` (unix(7): 108
-/// bytes with the NUL) and hold no comma, which swtpm cannot take.
-fn sockets_folder(folder: &Path) -> Result<TempDir, Error> {
-    const LONGEST: usize = "/forge-XXXXXX/serial".len();
-    let text = folder.as_os_str().as_encoded_bytes();
-    let parent = if text.len() + LONGEST < 107 && !text.contains(&b',') {
-        folder.to_owned()
-    } else {
-        std::env::var_os("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|path| path.is_dir())
-            .unwrap_or_else(|| PathBuf::from("/tmp"))
-    };
-    tempfile::Builder::new()
-        .prefix("forge-")
-        .permissions(fs::Permissions::from_mode(0o700))
-        .tempdir_in(&parent)
-        .map_err(Error::io(format!("creating a folder for sockets in {}", parent.display())))
-}
-
 fn places(sockets: &Path, folder: &Path) -> Places {
     Places {
         qmp: sockets.join("qmp"),
@@ -384,20 +362,5 @@ mod tests {
                      \x20 UDP[236 sec]       15       10.0.2.15   2222      9.9.9.9      53     0     0\n";
         assert_eq!(parse_forwarded_port(table, 2222), Some(44321));
         assert_eq!(parse_forwarded_port(table, 22), None);
-    }
-
-    #[test]
-    fn sockets_lie_where_their_paths_are_short() {
-        let root = tempfile::tempdir().unwrap();
-        let near = sockets_folder(root.path()).unwrap();
-        assert!(near.path().starts_with(root.path()));
-        for name in ["x".repeat(100), "a,b".to_owned()] {
-            let folder = root.path().join(name);
-            fs::create_dir(&folder).unwrap();
-            let far = sockets_folder(&folder).unwrap();
-            assert!(!far.path().starts_with(&folder));
-            assert!(far.path().as_os_str().len() < 90);
-            assert_eq!(fs::metadata(far.path()).unwrap().permissions().mode() & 0o777, 0o700);
-        }
     }
 }

@@ -61,7 +61,8 @@ rm -rf /var/log/installer
 
 /// A root of its own for one test, with its own cache and its own mark on each process.
 pub(crate) struct Root {
-    pub(crate) folder: TempDir,
+    _folder: TempDir,
+    place: PathBuf,
     pub(crate) iso: Vec<u8>,
     pub(crate) mark: String,
     pub(crate) secret: String,
@@ -69,9 +70,15 @@ pub(crate) struct Root {
 
 impl Root {
     pub(crate) fn new() -> Self {
+        Self::below("")
+    }
+
+    /// Makes a root in a subfolder of that name, or at once where the name is empty.
+    pub(crate) fn below(subfolder: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join(subfolder);
         let write = |name: &str, content: &[u8]| {
-            let path = folder.path().join(name);
+            let path = place.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         };
@@ -87,27 +94,27 @@ impl Root {
             fake.join("qemu-system-x86_64").display()
         );
         write("builders/fake.toml", profile.as_bytes());
-        fs::create_dir(folder.path().join("bin")).unwrap();
+        fs::create_dir(place.join("bin")).unwrap();
         for name in ["ssh", "qemu-img", "git"] {
-            symlink(fake.join(name), folder.path().join("bin").join(name)).unwrap();
+            symlink(fake.join(name), place.join("bin").join(name)).unwrap();
         }
         let mark = folder.path().file_name().unwrap().to_string_lossy().into_owned();
         let secret = format!(
             "hidden{:x}",
             Sha256::digest(&mark)[0..8].iter().fold(0_u64, |a, b| a << 8 | u64::from(*b))
         );
-        Self { folder, iso, mark, secret }
+        Self { _folder: folder, place, iso, mark, secret }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.place.join(name)
     }
 
+    /// Returns a command that builds those templates, and shows it for people.
     pub(crate) fn command(&self, templates: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
         let search = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
-        command.arg("-C").arg(self.folder.path()).arg("build").args(templates);
-        command.args(["--on", "fake", "--output", "json"]);
+        command.arg("-C").arg(&self.place).arg("build").args(templates).args(["--on", "fake"]);
         command.env("PATH", search).env("XDG_CACHE_HOME", self.path("cache"));
         command.env("FORGE_TEST_MARK", &self.mark).env("FORGE_VAR_SECRET", &self.secret);
         for name in ["FORGE_BUILDER", "FORGE_FAKE", "FORGE_FAKE_IMG", "XDG_RUNTIME_DIR", "http_proxy"] {
@@ -119,7 +126,7 @@ impl Root {
     /// Starts a build of `mini` with these `FORGE_FAKE*` variables and these further arguments.
     pub(crate) fn start(&self, fakes: &[(&str, &str)], args: &[&str]) -> Build {
         let mut command = self.command(&["mini"]);
-        command.args(args).envs(fakes.iter().copied());
+        command.args(["--output", "json"]).args(args).envs(fakes.iter().copied());
         Build::start(command)
     }
 

@@ -1,5 +1,6 @@
 //! Builds that are killed or interrupted, in each step.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
@@ -166,6 +167,44 @@ in_each_step! {
 #[test]
 fn each_step_is_killed_and_interrupted() {
     assert_eq!(TRIED, STEPS);
+}
+
+/// Kills a build whose sockets lie far from its folder, whose path is long, and builds again.
+fn kill_with_far_sockets(in_runtime_folder: bool) {
+    let root = Root::below(&"long".repeat(25));
+    let there = root.path("../run");
+    fs::create_dir(&there).unwrap();
+    let there = there.canonicalize().unwrap();
+    let mut fakes = vec![("FORGE_FAKE", "guest:no-agent")];
+    if in_runtime_folder {
+        fakes.push(("XDG_RUNTIME_DIR", there.to_str().unwrap()));
+    }
+    let mut build = root.start(&fakes, &[]);
+    build.wait_for_step("boot");
+    wait_until("the guest", || root.serial_log("guest").contains("login:"));
+    let links: Vec<_> =
+        files(&root.evidence().join("guest")).into_iter().filter(|path| path.is_symlink()).collect();
+    let [link] = links.as_slice() else { panic!("{links:?}") };
+    let sockets = fs::read_link(link).unwrap();
+    assert_eq!(sockets.starts_with(&there), in_runtime_folder, "{}", sockets.display());
+    assert!(sockets.join("agent").exists());
+    let family = descendants(build.pid());
+    build.signal(Signal::KILL);
+    build.finish();
+    root.assert_nothing_runs(&family);
+    assert!(sockets.exists(), "a killed forge can remove nothing");
+    root.assert_next_build_works();
+    assert!(!sockets.exists(), "{} is left", sockets.display());
+    assert_eq!(names(&there), Vec::<String>::new());
+}
+
+#[test]
+fn sockets_that_lie_far_from_their_run_are_swept_too() {
+    thread::scope(|scope| {
+        for in_runtime_folder in [false, true] {
+            scope.spawn(move || kill_with_far_sockets(in_runtime_folder));
+        }
+    });
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn no_secret_and_no_token_is_ever_seen() {
 fn several_builds_at_once_do_not_meet() {
     let root = Root::new();
     let mut command = root.command(&["mini", "maxi"]);
-    command.args(["--parallel", "2"]);
+    command.args(["--output", "json", "--parallel", "2"]);
     Build::start(command).finish().assert_code(0);
     root.assert_whole("mini");
     root.assert_whole("maxi");
