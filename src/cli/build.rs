@@ -3,10 +3,12 @@
 use std::io::{self, BufRead as _, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context as _, anyhow};
-use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::block_in_place;
 
 use super::common::{VarArgs, root, say, warn_of_strays};
 use super::signals;
@@ -186,7 +188,7 @@ async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) ->
     if let Err(failure) = &result
         && shared.ask
         && !shared.cancel.is_requested()
-        && shared.report.suspend(|| ask(failure))
+        && block_in_place(|| shared.report.suspend(|| ask(failure, &shared.cancel)))
     {
         options.keeper.want();
     }
@@ -210,14 +212,26 @@ fn sweep(workspace: &Workspace, run: &Run) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks whether the machine of a failed build is to be kept.
-fn ask(failure: &Failure) -> bool {
+/// Asks whether the machine of a failed build is to be kept; a Ctrl-C says no.
+fn ask(failure: &Failure, cancel: &Cancel) -> bool {
     if !failure.told {
         say(&failure_text(failure, stderr_look()));
     }
     say("keep the machine to look at it? [y/N] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).is_ok() && answer.trim().eq_ignore_ascii_case("y")
+    let (answers, answer) = oneshot::channel();
+    // A thread of its own, because nothing can end its reading: it stays behind after a Ctrl-C.
+    thread::spawn(move || {
+        let mut line = String::new();
+        let read = io::stdin().lock().read_line(&mut line).is_ok();
+        // Nobody hears it after a Ctrl-C.
+        answers.send(read && line.trim().eq_ignore_ascii_case("y")).ok();
+    });
+    Handle::current().block_on(async {
+        tokio::select! {
+            () = cancel.requested() => false,
+            keep = answer => keep.unwrap_or(false),
+        }
+    })
 }
 
 /// Says how kept machines are reached, waits for Ctrl-C, and ends them.
