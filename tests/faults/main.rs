@@ -9,6 +9,7 @@ mod build;
 mod failing;
 mod kept;
 mod machines;
+mod password;
 mod process;
 mod root;
 mod seeds;

@@ -62,8 +62,18 @@ pub(crate) fn watching_command_lines<T>(work: impl FnOnce() -> T) -> (T, HashSet
     };
     thread::scope(|scope| {
         let watcher = scope.spawn(watch);
+        let stop = StopOnDrop(&stop);
         let done = work();
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         (done, watcher.join().unwrap())
     })
+}
+
+/// Stops the watching also when a test fails: a scope waits for its threads.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
