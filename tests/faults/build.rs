@@ -15,7 +15,7 @@ use crate::process::{Process, command_line, descendants};
 
 /// How long nothing may happen in a build before a test gives it up: hashing a raw disk of 1 GiB
 /// takes 20 s on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A build that runs; killed with its test.
 pub(crate) struct Build {
