@@ -11,7 +11,10 @@ pub mod host;
 mod machine;
 mod prove;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
 
 use self::host::{Host, Launch};
 use self::machine::{boot, gone, launch_machine, machine_folder, power_off, show_console};
@@ -243,6 +246,10 @@ async fn export(
         .await
         .kind(Kind::Infrastructure)?;
         let info = img::info(&target).await.kind(Kind::Infrastructure)?;
+        // The proof uses what was exported; there may not be room for both and its clones.
+        fs::remove_file(source)
+            .with_context(|| format!("removing {}", source.display()))
+            .kind(Kind::Infrastructure)?;
         step.worker(Worker::Hash);
         let (sha256, size) = fetch::digest(&target).await.kind(Kind::Infrastructure)?;
         exported.push(artifact::Disk {

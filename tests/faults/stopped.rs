@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -92,6 +93,18 @@ fn build_until(root: &Root, step: &str) -> Build {
         _ => {}
     }
     build
+}
+
+#[test]
+fn disks_are_removed_as_soon_as_nothing_needs_them() {
+    let root = Root::new();
+    let build = build_until(&root, "config-drive");
+    let left = files(&root.path(".forge"))
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|it| it == "qcow2"));
+    let left: Vec<_> = left.map(|path| path.iter().rev().take(2).collect::<PathBuf>()).collect();
+    assert_eq!(left, [Path::new("clone0.qcow2/config-drive")]);
+    drop(build);
 }
 
 /// Kills forge in a step, looks at what is left at once, and builds again.

@@ -10,6 +10,7 @@ use crate::artifact::CheckResult;
 use crate::builder::clone::{self, CloneSeed};
 use crate::builder::outside::{self, Key};
 use crate::builder::proof::{Drive, Identity, Subject, clone_seed};
+use crate::builder::workspace::remove;
 use crate::communicator::socket_agent::SocketAgent;
 use crate::definition::DiskFormat;
 use crate::event::{Worker, human_duration};
@@ -66,6 +67,8 @@ pub(super) async fn prove(
         let _taken = machine.screenshot(&step.run().path(format!("{}.png", drive.at()))).await;
     }
     machine.kill().await;
+    // Gigabytes: not all at once when the build is over.
+    remove(&template.work).kind(Kind::Infrastructure)?;
     result
 }
 
