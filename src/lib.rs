@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`]) are plain data and
-//! rules. Edges ([`qemu`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
+//! rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
 //! Work ([`builder`], [`provision`], [`check`], [`run`], [`report`]) uses both.
 
 pub mod artifact;
@@ -27,6 +27,7 @@ pub mod failure;
 pub mod fetch;
 pub mod plan;
 pub mod provision;
+pub mod pve;
 pub mod qemu;
 pub mod report;
 pub mod run;

@@ -1,0 +1,284 @@
+//! Uploads, streamed in the one shape that pveproxy's multipart parser takes.
+//!
+//! The order of the parts is fixed, the file is the last, and its part's headers must arrive in one
+//! piece: what comes of them after a split is stored as the file's content, silently. So everything up to
+//! the file's first byte is written at once, in one TLS record. (pve-http-server,
+//! `src/PVE/APIServer/AnyEvent.pm`, `file_upload_multipart`.)
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+
+use super::call::Call;
+use super::client::{data, understand};
+use super::http::{Connection, Response};
+use super::storage::{Content, Storage, normalise_file_name};
+use super::{Error, Upid};
+
+/// How much of the file is in memory, twice: one piece is read while the other is sent.
+const PIECE: usize = 512 * 1024;
+
+/// The extensions, in lower case, of what each content takes on every version since 8.4.
+const ISO: [&str; 2] = [".iso", ".img"];
+const CONTAINER_TEMPLATE: [&str; 4] = [".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2"];
+const IMPORT: [&str; 4] = [".ova", ".qcow2", ".raw", ".vmdk"];
+
+/// A file to upload.
+#[derive(Debug, Clone, Copy)]
+pub struct Upload<'a> {
+    /// The file on this machine.
+    pub path: &'a Path,
+    /// What it is.
+    pub content: Content,
+    /// Its name on the storage; see [`normalise_file_name`].
+    pub name: &'a str,
+    /// Its SHA-256, which the node then verifies before it stores the file.
+    pub sha256: Option<&'a str>,
+}
+
+/// Takes how many bytes of how many are sent.
+pub type OnSent<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
+
+/// Why the body was not sent whole.
+enum Stopped {
+    /// The server speaks, or has closed the connection.
+    Server,
+    /// The file cannot be read, or is not as long as it was.
+    File(String),
+}
+
+impl Storage {
+    /// Uploads a file and returns the task that stores it. A file of that name is overwritten.
+    ///
+    /// Dropping the future ends the upload; nothing is stored then.
+    ///
+    /// # Errors
+    /// [`Error::NotSent`] when the connection broke before the end of the file: nothing was stored.
+    pub async fn upload(&self, upload: &Upload<'_>, on_sent: OnSent<'_>) -> Result<Upid, Error> {
+        let call = Call::post("/nodes/{node}/storage/{storage}/upload").at(&self.node).at(&self.id);
+        let what = call.to_string();
+        let unusable = |reason: String| Error::Unusable { what: upload.path.display().to_string(), reason };
+        check_name(upload).map_err(unusable)?;
+        let mut file = File::open(upload.path).await.map_err(|error| unusable(error.to_string()))?;
+        let size = file.metadata().await.map_err(|error| unusable(error.to_string()))?.len();
+
+        let begun = Instant::now();
+        let auth = self.client.auth_headers(false).await?;
+        let mut connection = self.client.connect_any().await?;
+        let frame = Frame::new(upload);
+        let head =
+            self.client.head(&format!("POST {}", call.target()), connection.endpoint, Some(auth.expose()));
+        let opening = frame.opening(&head, size);
+        self.client.count(&call);
+
+        let silence = self.client.pace().answer;
+        let sent = send(&mut connection, &opening, &mut file, size, &frame.end(), silence, on_sent).await;
+        let response = match sent {
+            Err(Stopped::File(reason)) => return Err(unusable(reason)),
+            Err(Stopped::Server) => answer(&mut connection, silence)
+                .await
+                .map_err(|reason| Error::NotSent { what: what.clone(), reason })?,
+            Ok(()) => match answer(&mut connection, silence).await {
+                Ok(response) => response,
+                Err(reason) => {
+                    let found = self.client.find_lost(&self.node, "imgcopy", "", begun).await;
+                    return found.ok_or(Error::Unknown { what, reason });
+                }
+            },
+        };
+        let upid: Upid = understand(what.clone(), data(&what, self.client.who(), &response)?)?;
+        self.client.remember(&upid);
+        Ok(upid)
+    }
+}
+
+/// What is written around a file.
+struct Frame {
+    boundary: String,
+    parts: String,
+}
+
+impl Frame {
+    fn new(upload: &Upload<'_>) -> Self {
+        let boundary = format!("forge-{}", uuid::Uuid::new_v4().simple());
+        let header = |name: &str| format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"");
+        let field = |name: &str, value: &str| format!("{}\r\n\r\n{value}\r\n", header(name));
+        let mut parts = field("content", upload.content.as_str());
+        if let Some(sha256) = upload.sha256 {
+            parts += &(field("checksum-algorithm", "sha256") + &field("checksum", sha256));
+        }
+        let name = format!("; filename=\"{}\"", normalise_file_name(upload.name));
+        parts += &(header("filename") + &name + "\r\nContent-Type: application/octet-stream\r\n\r\n");
+        Self { boundary, parts }
+    }
+
+    /// Returns everything before the file.
+    fn opening(&self, head: &str, size: u64) -> Vec<u8> {
+        let Self { boundary, parts } = self;
+        let length = parts.len() as u64 + size + self.end().len() as u64;
+        format!(
+            "{head}Content-Type: multipart/form-data; boundary={boundary}\r\nContent-Length: {length}\r\n\r\n{parts}"
+        )
+        .into_bytes()
+    }
+
+    /// Returns everything after the file.
+    fn end(&self) -> String {
+        format!("\r\n--{}--\r\n", self.boundary)
+    }
+}
+
+fn check_name(upload: &Upload<'_>) -> Result<(), String> {
+    let name = normalise_file_name(upload.name).to_lowercase();
+    let extensions: &[&str] = match upload.content {
+        Content::Iso => &ISO,
+        Content::ContainerTemplate => &CONTAINER_TEMPLATE,
+        Content::Import => &IMPORT,
+    };
+    if extensions.iter().any(|extension| name.ends_with(extension)) {
+        return Ok(());
+    }
+    let all = extensions.join(", ");
+    Err(format!(
+        "`{}` cannot be its name as {}: it must end in one of {all}",
+        upload.name,
+        upload.content.as_str()
+    ))
+}
+
+/// Sends the whole request, or stops as soon as the server speaks.
+async fn send(
+    connection: &mut Connection,
+    opening: &[u8],
+    file: &mut File,
+    size: u64,
+    end: &str,
+    silence: Duration,
+    on_sent: OnSent<'_>,
+) -> Result<(), Stopped> {
+    let Connection { wire, buffer, .. } = connection;
+    let (mut reader, mut writer) = tokio::io::split(wire);
+    let mut early = BytesMut::new();
+    let sending = async {
+        write(&mut writer, opening, silence).await?;
+        send_file(&mut writer, file, size, silence, on_sent).await?;
+        write(&mut writer, end.as_bytes(), silence).await?;
+        timeout(silence, writer.flush()).await.map_err(|_| Stopped::Server)?.map_err(|_| Stopped::Server)
+    };
+    let result = tokio::select! {
+        biased;
+        _ = reader.read_buf(&mut early) => Err(Stopped::Server),
+        result = sending => result,
+    };
+    buffer.unsplit(early);
+    result
+}
+
+async fn send_file(
+    writer: &mut (impl AsyncWrite + Unpin),
+    file: &mut File,
+    size: u64,
+    silence: Duration,
+    on_sent: OnSent<'_>,
+) -> Result<(), Stopped> {
+    let (mut piece, mut next) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
+    let mut sent = 0;
+    read_piece(file, &mut piece, size).await?;
+    while !piece.is_empty() {
+        let left = size - sent - piece.len() as u64;
+        let (written, read) = tokio::join!(write(writer, &piece, silence), read_piece(file, &mut next, left));
+        written?;
+        read?;
+        sent += piece.len() as u64;
+        on_sent(sent, size);
+        std::mem::swap(&mut piece, &mut next);
+    }
+    Ok(())
+}
+
+/// Fills a piece with what comes next of the file, of which so much is left.
+async fn read_piece(file: &mut File, piece: &mut Vec<u8>, left: u64) -> Result<(), Stopped> {
+    piece.clear();
+    let wanted = left.min(PIECE as u64);
+    let read = (&mut *file).take(wanted).read_to_end(piece).await;
+    let read = read.map_err(|error| Stopped::File(error.to_string()))?;
+    if read as u64 == wanted {
+        Ok(())
+    } else {
+        Err(Stopped::File("it became shorter while it was sent".to_owned()))
+    }
+}
+
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    silence: Duration,
+) -> Result<(), Stopped> {
+    match timeout(silence, writer.write_all(bytes)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Stopped::Server),
+    }
+}
+
+async fn answer(connection: &mut Connection, silence: Duration) -> Result<Response, String> {
+    match timeout(silence, connection.response()).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {}", crate::event::human_duration(silence))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload<'a>(name: &'a str, sha256: Option<&'a str>) -> Upload<'a> {
+        Upload { path: Path::new("x"), content: Content::Iso, name, sha256 }
+    }
+
+    #[test]
+    fn the_parts_have_the_order_and_spelling_that_the_parser_takes() {
+        let frame = Frame::new(&upload("a b.iso", Some("abc")));
+        let boundary = &frame.boundary;
+        let expected = [
+            &format!("--{boundary}"),
+            "Content-Disposition: form-data; name=\"content\"",
+            "",
+            "iso",
+            &format!("--{boundary}"),
+            "Content-Disposition: form-data; name=\"checksum-algorithm\"",
+            "",
+            "sha256",
+            &format!("--{boundary}"),
+            "Content-Disposition: form-data; name=\"checksum\"",
+            "",
+            "abc",
+            &format!("--{boundary}"),
+            "Content-Disposition: form-data; name=\"filename\"; filename=\"a_b.iso\"",
+            "Content-Type: application/octet-stream",
+            "",
+            "",
+        ];
+        assert_eq!(frame.parts.split("\r\n").collect::<Vec<_>>(), expected);
+        let opening = String::from_utf8(frame.opening("POST / HTTP/1.1\r\n", 7)).unwrap();
+        let length = frame.parts.len() + 7 + frame.end().len();
+        assert!(
+            opening.contains(&format!("\r\nContent-Length: {length}\r\n\r\n--{boundary}\r\n")),
+            "{opening}"
+        );
+        assert!(opening.len() < 16 * 1024);
+    }
+
+    #[test]
+    fn a_name_that_proxmox_refuses_is_refused_before_gigabytes_are_sent() {
+        for (name, good) in
+            [("x.iso", true), ("X.ISO", true), ("x.img", true), ("x.qcow2", false), ("iso", false)]
+        {
+            assert_eq!(check_name(&upload(name, None)).is_ok(), good, "{name}");
+        }
+    }
+}
