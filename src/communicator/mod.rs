@@ -5,7 +5,11 @@
 //! most 60 KiB a call, output only after the command has ended. What needs more (live output,
 //! bulk content) is built on top of it, in [`crate::provision`].
 
+pub mod pve_agent;
 pub mod socket_agent;
+
+#[cfg(test)]
+mod contract;
 
 use std::fmt;
 use std::time::Duration;
@@ -20,6 +24,13 @@ pub const PUT_FILE_MAX: usize = 60 * 1024;
 
 /// The most bytes that [`Communicator::get_file`] returns.
 pub const GET_FILE_MAX: usize = 16 * 1024 * 1024;
+
+/// What every command finds in its environment, unless it is given another value.
+const ENVIRONMENT: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C.UTF-8")];
+
+/// Where Linux tells which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A command in the guest, run as root without a shell.
 #[derive(Clone)]
@@ -190,4 +201,14 @@ pub trait Communicator: Send + Sync {
         previous_boot_id: &'a str,
         deadline: Duration,
     ) -> BoxFuture<'a, Result<(), CommunicatorError>>;
+}
+
+/// Returns a command as errors name it: its arguments, which are no secrets, cut to a readable length.
+fn describe(command: &Exec) -> String {
+    const LENGTH: usize = 80;
+    let text = command.argv.join(" ").replace('\n', " ");
+    match text.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
 }

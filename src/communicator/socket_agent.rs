@@ -15,7 +15,10 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use self::connection::{Connection, Refusal};
-use super::{Communicator, CommunicatorError, EXEC_INPUT_MAX, Exec, GET_FILE_MAX, Output, PUT_FILE_MAX};
+use super::{
+    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, GET_FILE_MAX, Output,
+    PUT_FILE_MAX, describe,
+};
 use crate::event::human_duration;
 use crate::qemu::{AgentPort, End, State};
 
@@ -40,10 +43,6 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// How many bytes one request reads from a file.
 const READ_CHUNK: i64 = 256 * 1024;
-
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The guest agent of one machine. Many may call at once; their requests take turns.
 #[derive(Debug)]
@@ -426,10 +425,10 @@ impl Communicator for SocketAgent {
 fn exec_request(command: &Exec) -> Option<qga::guest_exec> {
     let (path, arguments) = command.argv.split_first()?;
     let given = |name: &str| command.env.iter().any(|(key, _)| key == name);
-    let fixed = [PATH, "LC_ALL=C.UTF-8"]
+    let fixed = ENVIRONMENT
         .into_iter()
-        .filter(|pair| !pair.split_once('=').is_some_and(|(name, _)| given(name)))
-        .map(str::to_owned);
+        .filter(|(name, _)| !given(name))
+        .map(|(name, value)| format!("{name}={value}"));
     let env = fixed.chain(command.env.iter().map(|(name, value)| format!("{name}={value}"))).collect();
     Some(qga::guest_exec {
         path: path.clone(),
@@ -448,16 +447,6 @@ fn output(status: qga::GuestExecStatus) -> Output {
         stdout: status.out_data.unwrap_or_default(),
         stderr: status.err_data.unwrap_or_default(),
         truncated: status.out_truncated == Some(true) || status.err_truncated == Some(true),
-    }
-}
-
-/// Returns a command as errors name it: its arguments, which are no secrets, cut to a readable length.
-fn describe(command: &Exec) -> String {
-    const LENGTH: usize = 80;
-    let text = command.argv.join(" ").replace('\n', " ");
-    match text.char_indices().nth(LENGTH) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
 }
 

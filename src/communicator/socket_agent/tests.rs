@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::contract::{self, Host, Status};
 use super::*;
 
 const SOON: Duration = Duration::from_millis(300);
@@ -361,7 +362,7 @@ async fn a_command_is_sent_whole_and_its_result_comes_back() {
     let request = seen.lock().unwrap().clone();
     assert_eq!(request["path"], "/bin/cat");
     assert_eq!(request["arg"], json!(["-", "a b"]));
-    assert_eq!(request["env"], json!([PATH, "LC_ALL=C", "X=1=2"]));
+    assert_eq!(request["env"], json!([format!("PATH={}", ENVIRONMENT[0].1), "LC_ALL=C", "X=1=2"]));
     assert_eq!(request["capture-output"], true);
     assert_eq!(from_base64(&request["input-data"]), b"in\0put");
 }
@@ -614,4 +615,66 @@ async fn a_guest_that_does_not_come_back_is_waited_for_until_the_deadline_only()
     fake.machine.send_modify(|state| state.finish(End::Reset));
     let error = fake.agent.wait_for_reboot("old", LIMIT).await.unwrap_err();
     assert!(matches!(&error, CommunicatorError::Gone { .. }), "{error}");
+}
+
+/// An agent behind which commands really run and files are really written.
+fn host() -> impl FnMut(&str, &Value) -> Answer {
+    use std::io::{Read as _, Write as _};
+
+    let mut host = Host::default();
+    let mut files: HashMap<i64, std::fs::File> = HashMap::new();
+    let words = |value: &Value| serde_json::from_value::<Vec<String>>(value.clone()).unwrap();
+    move |command, arguments| match command {
+        "guest-exec" => {
+            let path = arguments["path"].as_str().unwrap().to_owned();
+            let argv = [vec![path], words(&arguments["arg"])].concat();
+            let input = &arguments["input-data"];
+            let input = if input.is_null() { Vec::new() } else { from_base64(input) };
+            match host.start(&argv, Some(words(&arguments["env"])), input) {
+                Some(pid) => Answer::Return(json!({"pid": pid})),
+                None => Answer::Refuse("GenericError", "Failed to execute child process"),
+            }
+        }
+        "guest-exec-status" => match host.status(arguments["pid"].as_i64().unwrap()) {
+            Status::Running => Answer::Return(json!({"exited": false})),
+            Status::Ended(ended) => Answer::Return(json!({
+                "exited": true, "exitcode": ended.code, "signal": ended.signal,
+                "out-data": qapi_base64(&ended.out), "err-data": qapi_base64(&ended.err),
+            })),
+            Status::Unknown => Answer::Refuse("GenericError", "Invalid parameter 'pid'"),
+        },
+        "guest-file-open" => {
+            let path = arguments["path"].as_str().unwrap();
+            let writes = arguments["mode"] == "w";
+            match if writes { std::fs::File::create(path) } else { std::fs::File::open(path) } {
+                Ok(file) => {
+                    files.insert(5, file);
+                    Answer::Return(json!(5))
+                }
+                Err(_) => Answer::Refuse("GenericError", "failed to open file"),
+            }
+        }
+        "guest-file-write" => {
+            let bytes = from_base64(&arguments["buf-b64"]);
+            files.get_mut(&5).unwrap().write_all(&bytes).unwrap();
+            Answer::Return(json!({"count": bytes.len(), "eof": false}))
+        }
+        "guest-file-read" => {
+            let mut bytes = Vec::new();
+            files.get_mut(&5).unwrap().read_to_end(&mut bytes).unwrap();
+            Answer::Return(json!({"count": bytes.len(), "eof": true, "buf-b64": qapi_base64(&bytes)}))
+        }
+        "guest-file-close" => {
+            files.remove(&5);
+            Answer::Return(json!({}))
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn the_contract_holds() {
+    let fake = fake(host());
+    let folder = tempfile::tempdir().unwrap();
+    contract::hold(&fake.agent, folder.path()).await;
 }
