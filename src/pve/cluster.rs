@@ -89,6 +89,11 @@ pub struct Bridge {
 }
 
 #[derive(Deserialize)]
+struct PoolAnswer {
+    poolid: String,
+}
+
+#[derive(Deserialize)]
 struct TimeAnswer {
     #[serde(deserialize_with = "loose::number")]
     time: i64,
@@ -143,6 +148,12 @@ impl Client {
             Err(Error::Taken { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Lists the pools that this user may see.
+    pub async fn pools(&self) -> Result<Vec<String>, Error> {
+        let pools: Vec<PoolAnswer> = self.ask(Call::get("/pools")).await?;
+        Ok(pools.into_iter().map(|pool| pool.poolid).collect())
     }
 
     /// Returns the cluster's and its nodes' state; needs Sys.Audit on `/`.

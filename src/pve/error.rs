@@ -57,7 +57,7 @@ pub enum Error {
         who: String,
         /// Proxmox's words.
         message: String,
-        /// What is missing, where Proxmox says so.
+        /// What is missing, where Proxmox says so or only one thing can be.
         missing: Option<Box<Missing>>,
     },
     /// The VM, volume or task does not exist.
@@ -182,6 +182,20 @@ impl Missing {
             privileges: privileges.split('|').map(str::to_owned).collect(),
         })
     }
+
+    /// Returns what is missing where Proxmox only says `Permission check failed`.
+    fn guess(what: &str, message: &str) -> Option<Self> {
+        if message != "Permission check failed" {
+            return None;
+        }
+        let parts: Vec<&str> = what.strip_prefix("POST /nodes/")?.split('/').collect();
+        let (path, privilege) = match parts[..] {
+            [_, "qemu"] | [_, "qemu", _, "clone"] => ("/vms".to_owned(), "VM.Allocate"),
+            [node, "storage", _, "download-url"] => (format!("/nodes/{node}"), "Sys.AccessNetwork"),
+            _ => return None,
+        };
+        Some(Self { path, privileges: vec![privilege.to_owned()] })
+    }
 }
 
 impl Error {
@@ -252,7 +266,8 @@ impl Error {
             596..=599 => Self::Unknown { what, reason: format!("pveproxy answers {status} {message}") },
             401 => Self::Unauthorized { what, who: who.to_owned(), message },
             403 => {
-                let missing = Missing::parse(&message).map(Box::new);
+                let missing =
+                    Missing::parse(&message).or_else(|| Missing::guess(&what, &message)).map(Box::new);
                 Self::Forbidden { what, who: who.to_owned(), message, missing }
             }
             _ => Self::of_words(what, status, message, parameters),
@@ -491,6 +506,21 @@ mod tests {
         ] {
             assert_eq!(Missing::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_bare_refusal_gets_the_one_privilege_that_can_be_missing() {
+        let guess = |what| {
+            Missing::guess(what, "Permission check failed").map(|it| (it.path, it.privileges.concat()))
+        };
+        let of = |path: &str, privilege: &str| Some((path.to_owned(), privilege.to_owned()));
+        assert_eq!(guess("POST /nodes/pve1/qemu"), of("/vms", "VM.Allocate"));
+        assert_eq!(guess("POST /nodes/pve1/qemu/110/clone"), of("/vms", "VM.Allocate"));
+        assert_eq!(
+            guess("POST /nodes/pve1/storage/local/download-url"),
+            of("/nodes/pve1", "Sys.AccessNetwork")
+        );
+        assert_eq!(guess("POST /nodes/pve1/qemu/110/config"), None);
     }
 
     #[test]

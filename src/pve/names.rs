@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::loose;
 
 /// The number of a VM or container, 100 to 999999999, unique in the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Vmid(u32);
 
@@ -40,6 +42,13 @@ pub struct BadName {
     text: String,
     kind: &'static str,
     rule: &'static str,
+}
+
+impl<'de> Deserialize<'de> for Vmid {
+    /// Reads a number, or text that is one.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        loose::text(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 impl FromStr for Vmid {
@@ -142,6 +151,14 @@ mod tests {
             [("100", true), ("90001", true), ("99", false), ("+100", false), ("1000000000", false)]
         {
             assert_eq!(text.parse::<Vmid>().is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vmid_is_read_as_number_and_as_text() {
+        for (json, good) in [("110", true), ("\"110\"", true), ("99", false), ("null", false), ("1.5", false)]
+        {
+            assert_eq!(serde_json::from_str::<Vmid>(json).is_ok(), good, "{json}");
         }
     }
 

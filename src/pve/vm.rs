@@ -154,6 +154,8 @@ impl Pending {
 /// How a VM is.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VmStatus {
+    /// Its number.
+    pub vmid: Vmid,
     /// `running` or `stopped`.
     pub status: String,
     /// What QEMU says: running, paused, prelaunch, io-error, internal-error, …
@@ -239,6 +241,11 @@ impl Client {
     #[must_use]
     pub fn vm(&self, node: &NodeName, vmid: Vmid) -> Vm {
         Vm { client: self.clone(), node: node.clone(), vmid }
+    }
+
+    /// Lists the VMs of a node that this user may see, as they are at this moment.
+    pub async fn vms(&self, node: &NodeName) -> Result<Vec<VmStatus>, Error> {
+        self.ask(Call::get("/nodes/{node}/qemu").at(node)).await
     }
 }
 
