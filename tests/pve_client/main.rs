@@ -463,7 +463,8 @@ async fn an_upload_that_is_refused_early_says_why() {
         drop(socket);
     });
     let folder = tempfile::tempdir().unwrap();
-    let path = iso(&folder, 20_000_000);
+    let path = folder.path().join("empty.iso");
+    std::fs::File::create(&path).unwrap().set_len(20_000_000).unwrap();
     let client = Client::new(settings).unwrap();
     let storage = client.storage(&"pve1".parse().unwrap(), &"local".parse().unwrap());
     let upload = Upload { path: &path, content: Content::Iso, name: "x.iso", sha256: None };
