@@ -293,6 +293,7 @@ fn nics_are_taps_in_their_bridges() {
 fn installed(path: &Path) -> Volume {
     let files = json!({
         "/etc/hostname": "one\n",
+        "/etc/os-release": "ID=stand-in\n",
         "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
         "/etc/ssh/ssh_host_ed25519_key.pub": "ssh-ed25519 AAAA root@one\n",
     });
@@ -333,6 +334,15 @@ async fn the_guest_agent_answers_and_powers_off() {
         }
     };
     assert_eq!(status["out-data"], "aGVsbG8K");
+    let info = machine.agent("guest-get-osinfo", json!({}), PATIENCE).await.unwrap();
+    assert_eq!(info["id"], "stand-in");
+    let nics = machine.agent("guest-network-get-interfaces", json!({}), PATIENCE).await.unwrap();
+    assert_eq!(nics[1]["ip-addresses"][0]["ip-address"], "10.0.2.15");
+    let name = machine.agent("guest-get-host-name", json!({}), PATIENCE).await.unwrap();
+    assert_eq!(name["host-name"], "one");
+    let arguments = json!({ "path": "/no/dir/x", "mode": "wb" });
+    let error = machine.agent("guest-file-open", arguments, PATIENCE).await.unwrap_err();
+    assert_eq!(error.to_string(), "failed to open file '/no/dir/x' (mode: 'wb'): No such file or directory");
     let error = machine.agent("guest-exec-status", pid, PATIENCE).await.unwrap_err();
     assert_eq!(error.to_string(), "Invalid parameter 'pid'");
     assert_eq!(machine.powerdown().await.unwrap(), Powerdown::Agent);

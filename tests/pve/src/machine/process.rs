@@ -390,7 +390,7 @@ type Events = mpsc::UnboundedReceiver<String>;
 async fn talk(vmid: u32, listener: UnixListener) -> Result<(Qmp, Events), String> {
     let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
     let (qmp, events) = Qmp::open(stream, vmid, START).await?;
-    qmp.execute("cont", json!({}), COMMAND).await?;
+    qmp.execute("cont", json!({}), START).await?;
     Ok((qmp, events))
 }
 
