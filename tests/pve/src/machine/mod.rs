@@ -13,6 +13,7 @@ mod args;
 mod config;
 mod firmware;
 mod guard;
+mod hypervisor;
 mod lines;
 mod network;
 mod process;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 pub use agent::AgentError;
 pub(crate) use config::{is_windows, net, percent_decode};
 pub use firmware::{Firmware, firmware};
+pub use hypervisor::Qemu;
 pub use process::{End, Machine, Powerdown, Status};
 
 /// What a machine is started from.

@@ -170,10 +170,18 @@ impl Machine {
                 }
             }
             agent => {
-                self.qmp.execute("system_powerdown", json!({}), COMMAND).await?;
+                self.press_power_button().await?;
                 Ok(if agent.is_some() { Powerdown::AcpiAgentSilent } else { Powerdown::Acpi })
             }
         }
+    }
+
+    /// Presses the power button; the guest decides what follows.
+    ///
+    /// # Errors
+    /// What QMP says.
+    pub async fn press_power_button(&self) -> Result<(), String> {
+        self.qmp.execute("system_powerdown", json!({}), COMMAND).await.map(drop)
     }
 
     /// Resets the machine, as the button does.
