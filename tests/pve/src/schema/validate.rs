@@ -61,19 +61,20 @@ impl Args {
     }
 }
 
-/// Checks `given` against `table` as release `major` does.
+/// Checks `given` against `tables` as release `major` does.
 ///
 /// # Errors
 /// One text per wrong top-level parameter.
 pub(crate) fn validate(
-    table: &[Param],
+    tables: &[&[Param]],
     major: u8,
     given: &Map<String, Value>,
 ) -> Result<Args, BTreeMap<String, String>> {
+    let table = || tables.iter().copied().flatten().filter(|param| param.since <= major);
     let mut errors = BTreeMap::new();
     let mut args = Args::default();
     for (key, value) in given {
-        let Some(param) = table.iter().find(|param| param.since <= major && param.is(key)) else {
+        let Some(param) = table().find(|param| param.is(key)) else {
             errors.insert(key.clone(), NOT_DEFINED.into());
             continue;
         };
@@ -83,7 +84,7 @@ pub(crate) fn validate(
             Err(error) => drop(errors.insert(key.clone(), error)),
         }
     }
-    for param in table.iter().filter(|param| param.since <= major) {
+    for param in table() {
         let present = |name: &str| given.get(name).is_some_and(|value| !value.is_null());
         if !param.optional && param.last_index.is_none() && !present(param.name) {
             errors.entry(param.name.into()).or_insert_with(|| MISSING.into());

@@ -1,0 +1,78 @@
+//! Faults that change the world rather than an answer.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::fault::Action;
+use crate::sim::{Sim, raw_text};
+use crate::tls::Certificate;
+use crate::world::Vm;
+
+/// Lets one fault strike before its request is looked at.
+pub(crate) async fn strike(sim: &Arc<Sim>, path: &str, given: &Map<String, Value>, action: Action) {
+    let vmid = vmid_of(path, given);
+    match action {
+        Action::AgentDies => {
+            if let Some(vm) = sim.world().vms.get_mut(&vmid.unwrap_or_default()) {
+                vm.agent_hangs = true;
+            }
+        }
+        Action::MachineDies => {
+            let machine = vmid.and_then(|vmid| sim.world().vms.get(&vmid).and_then(Vm::running));
+            if let Some(machine) = machine {
+                machine.stop().await;
+            }
+        }
+        Action::StorageFull { storage } => {
+            let mut world = sim.world();
+            let full = world.storages.iter_mut().filter(|known| known.id == storage);
+            full.for_each(|storage| storage.full = true);
+        }
+        Action::LockHeld { seconds } => {
+            if let Some(vmid) = vmid {
+                hold_lock(sim, vmid, seconds).await;
+            }
+        }
+        Action::VmidTaken => {
+            if let Some(vmid) = vmid {
+                take_vmid(sim, vmid);
+            }
+        }
+        Action::CertificateChanged => {
+            let names = vec!["localhost".into(), "127.0.0.1".into()];
+            if let Ok(new) = Certificate::new(names) {
+                *sim.certificate.lock().expect("no holder panics") = new;
+            }
+        }
+        Action::Reload => sim.reload(),
+        _ => {}
+    }
+}
+
+async fn hold_lock(sim: &Arc<Sim>, vmid: u32, seconds: f64) {
+    let Ok(guard) = sim.locks.exclusive(vmid, 10.0).await else {
+        return;
+    };
+    let clock = sim.clock;
+    tokio::spawn(async move {
+        clock.sleep(seconds).await;
+        drop(guard);
+    });
+}
+
+fn take_vmid(sim: &Sim, vmid: u32) {
+    let mut world = sim.world();
+    let node = world.home.clone();
+    let mut vm = Vm { node, ..Vm::default() };
+    vm.config.set("name", "somebody-elses");
+    world.vms.entry(vmid).or_insert(vm);
+}
+
+/// The VM that a request is about: in its path, or as `vmid` or `newid`.
+fn vmid_of(path: &str, given: &Map<String, Value>) -> Option<u32> {
+    let parameter = |name: &str| given.get(name).and_then(|value| raw_text(value).parse().ok());
+    let mut parts = path.split('/').skip_while(|part| *part != "qemu");
+    let in_path = parts.nth(1).and_then(|part| part.parse().ok());
+    parameter("newid").or(in_path).or_else(|| parameter("vmid"))
+}
