@@ -208,7 +208,7 @@ mod tests {
         let body = field("content", "iso") + &file("DATA") + "--b--\r\n";
         let split = body.find("Content-Type").unwrap();
         let (_, data) = run(&[&body[..split], &body[split..]]).unwrap();
-        assert!(data.starts_with(b"Content-Type: application/octet-stream"), "the known fault");
+        assert!(data.starts_with(b"\r\nContent-Type: application/octet-stream"), "the known fault");
         let split = body.find("DATA").unwrap();
         assert_eq!(run(&[&body[..split], &body[split..]]).unwrap().1, b"DATA");
     }
