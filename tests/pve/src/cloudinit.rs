@@ -12,7 +12,8 @@ use std::{fs, io};
 
 use sha1::{Digest as _, Sha1};
 
-use crate::machine::{Format, Volume, is_windows, net, percent_decode};
+use crate::hypervisor::Volume;
+use crate::machine::{is_windows, net, percent_decode};
 
 /// The size of a cloud-init volume.
 pub const VOLUME_SIZE: u64 = 4 * 1024 * 1024;
@@ -373,15 +374,14 @@ pub fn write_volume(drive: &Drive, volume: &Volume) -> Result<(), String> {
     let file = fs::OpenOptions::new().write(true).open(&image);
     file.and_then(|file| file.set_len(VOLUME_SIZE))
         .map_err(|error| format!("{}: {error}", image.display()))?;
-    match volume.format {
-        Format::Raw => fs::copy(&image, &volume.path)
+    if volume.format == "raw" {
+        return fs::copy(&image, &volume.path)
             .map(drop)
-            .map_err(|error| format!("writing {}: {error}", volume.path.display())),
-        Format::Qcow2 => run(Command::new("qemu-img")
-            .args(["convert", "-f", "raw", "-O", "qcow2"])
-            .arg(&image)
-            .arg(&volume.path)),
+            .map_err(|error| format!("writing {}: {error}", volume.path.display()));
     }
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", &volume.format]).arg(&image).arg(&volume.path);
+    run(&mut convert)
 }
 
 /// Makes an ISO image as Proxmox does, or by the other program that takes the same options.

@@ -441,10 +441,18 @@ impl Machine for Pretended {
             ["info", "version"] => "9.2.0pretended\r\n".into(),
             ["help", ..] => "info balloon  -- show balloon information\r\n".into(),
             [] | ["info", "block"] => String::new(),
-            ["sendkey" | "screendump" | "system_reset" | "eject" | "change" | "block_resize", ..] => String::new(),
+            ["sendkey" | "screendump" | "system_reset", ..] => String::new(),
             _ => format!("unknown command: '{command}'\r\n"),
         };
         Box::pin(async move { Ok(answer) })
+    }
+
+    fn change_medium<'a>(&'a self, _: &'a str, _: Option<&'a Volume>) -> Later<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn resize<'a>(&'a self, _: &'a str, _: u64) -> Later<'a, Result<(), String>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn set_vnc_password<'a>(&'a self, _: &'a str) -> Later<'a, Result<(), String>> {

@@ -140,6 +140,18 @@ pub trait Machine: Send + Sync {
     /// No answer.
     fn hmp<'a>(&'a self, command: &'a str) -> Later<'a, Result<String, String>>;
 
+    /// Puts another medium into a CD-ROM drive, or none.
+    ///
+    /// # Errors
+    /// QEMU's text.
+    fn change_medium<'a>(&'a self, drive: &'a str, volume: Option<&'a Volume>) -> Later<'a, Result<(), String>>;
+
+    /// Tells the guest that a disk has grown, and grows its volume.
+    ///
+    /// # Errors
+    /// QEMU's text.
+    fn resize<'a>(&'a self, drive: &'a str, bytes: u64) -> Later<'a, Result<(), String>>;
+
     /// Sets the password that a VNC client must know.
     ///
     /// # Errors

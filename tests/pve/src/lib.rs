@@ -6,6 +6,7 @@
 //! api/       the endpoints        worker    tasks                 disk      volumes as files
 //! world/     what there is        fault, strike   what goes wrong record    what was asked
 //! hypervisor what machines must be able to do        fake   machines that are only pretended
+//! machine/   machines by QEMU                        cloudinit   their cloud-init drives
 //! ```
 //! Where the text of an error, an order or a delay looks odd, it is Proxmox's own.
 
@@ -14,6 +15,7 @@ mod answer;
 mod api;
 mod auth;
 mod clock;
+pub mod cloudinit;
 mod console;
 mod disk;
 mod download;
@@ -21,6 +23,7 @@ pub mod fake;
 mod fault;
 mod http;
 pub mod hypervisor;
+pub mod machine;
 mod random;
 mod record;
 mod schema;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
-use pve_sim::fake::Pretend;
 use pve_sim::hypervisor::Network;
+use pve_sim::machine::Qemu;
 use pve_sim::{Options, Rule, Simulator, WorldSpec};
 
 /// Simulate a Proxmox VE cluster
@@ -59,7 +59,7 @@ async fn main() -> anyhow::Result<()> {
         world: read(arguments.world.as_ref(), WorldSpec::parse)?.unwrap_or_default(),
         faults: read(arguments.faults.as_ref(), Rule::parse)?.unwrap_or_default(),
         time: arguments.time,
-        hypervisor: Arc::new(Pretend::default()),
+        hypervisor: Arc::new(Qemu::default()),
         qemu: arguments.qemu,
         network: if arguments.bridges { Network::Bridge } else { Network::User },
         ..Options::new(arguments.state)

@@ -1,6 +1,5 @@
 //! The guest agent, as Proxmox talks to it: each call has a connection of its own.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,41 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::lines::Messages;
-
-/// How often Proxmox's client knocks while another one is inside.
-const KNOCK: Duration = Duration::from_millis(100);
-
-/// Why an agent call has no result. The texts are the ends of Proxmox's messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AgentError {
-    /// The machine has ended, or was started without the agent's port.
-    NotRunning,
-    /// Another call was inside for as long as this one would wait.
-    Busy {
-        /// How often Proxmox's client would have tried.
-        retries: u64,
-    },
-    /// The agent did not answer in time; it may still have done what it was told.
-    Timeout,
-    /// The agent's own error.
-    Error {
-        /// Such as `GenericError` or `CommandNotFound`.
-        class: String,
-        /// What it says.
-        desc: String,
-    },
-}
-
-impl fmt::Display for AgentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotRunning => f.write_str("QEMU guest agent is not running"),
-            Self::Busy { retries } => write!(f, "timeout after {retries} retries"),
-            Self::Timeout => f.write_str("got timeout"),
-            Self::Error { desc, .. } => f.write_str(desc),
-        }
-    }
-}
+use crate::hypervisor::AgentError;
 
 /// One machine's agent: one call at a time.
 #[derive(Debug)]
@@ -71,9 +36,7 @@ impl Agent {
         limit: Duration,
     ) -> Result<Value, AgentError> {
         let deadline = Instant::now() + limit;
-        let retries = (limit.as_millis() / KNOCK.as_millis()) as u64 + 1;
-        let _inside =
-            timeout_at(deadline, self.inside.lock()).await.map_err(|_| AgentError::Busy { retries })?;
+        let _inside = timeout_at(deadline, self.inside.lock()).await.map_err(|_| AgentError::Timeout)?;
         let exchange = async {
             let stream = UnixStream::connect(socket).await.map_err(|_| AgentError::NotRunning)?;
             self.exchange(stream, execute, arguments).await
@@ -104,12 +67,6 @@ impl Agent {
                 Ok(None) | Err(_) => return Err(AgentError::NotRunning),
             }
         }
-    }
-
-    /// Returns whether the agent answers, as Proxmox asks it: within 3 s.
-    pub(super) async fn answers(&self, socket: &Path) -> bool {
-        const PATIENCE: Duration = Duration::from_secs(3);
-        self.call(socket, "guest-ping", json!({}), PATIENCE).await.is_ok()
     }
 }
 
@@ -179,14 +136,13 @@ mod tests {
         let error = AgentError::Error { class: "GenericError".into(), desc: "no".into() };
         assert_eq!(call("bad", LIMIT).await, Err(error));
         assert_eq!(call("shutdown", LIMIT).await.unwrap(), json!({}));
-        assert!(agent.answers(&socket).await);
+        assert_eq!(call("again", LIMIT).await.unwrap(), "again");
 
         let inside = tokio::spawn(call("silent", LIMIT));
         while agent.inside.try_lock().is_ok() {
             tokio::task::yield_now().await;
         }
-        let error = call("second", short).await.unwrap_err();
-        assert_eq!(error.to_string(), "timeout after 2 retries");
+        assert_eq!(call("second", short).await, Err(AgentError::Timeout));
         inside.abort();
 
         std::fs::remove_file(&socket).unwrap();

@@ -7,8 +7,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Forward;
 use super::config::{AgentPort, Bus, Config, Display, Drive, Nic};
-use super::{Format, Forward, Network, Spec, Volume};
+use crate::hypervisor::{Network, Spec, Volume};
 
 /// How many ports a SATA controller has.
 const SATA_PORTS: u32 = 6;
@@ -161,17 +162,15 @@ fn uefi_args(args: &mut Args, config: &Config, places: &Places, vars_size: u64) 
     let code = path(&uefi.firmware.code);
     args.add("-blockdev", format!("driver=file,node-name=pflash0-file,filename={code},read-only=on"));
     args.add("-blockdev", "driver=raw,node-name=pflash0,file=pflash0-file,read-only=on");
-    let temporary = Volume { path: places.uefi_vars(), format: Format::Raw };
+    let temporary = Volume { path: places.uefi_vars(), format: "raw".to_owned() };
     let volume = uefi.variables.as_ref().unwrap_or(&temporary);
     args.add(
         "-blockdev",
         format!("driver=file,node-name=file-efidisk0,filename={},cache.no-flush=on", path(&volume.path)),
     );
-    let driver = match volume.format {
-        Format::Raw => format!("raw,size={vars_size}"),
-        Format::Qcow2 => "qcow2".to_owned(),
-    };
-    args.add("-blockdev", format!("driver={driver},node-name=drive-efidisk0,file=file-efidisk0"));
+    let size = if volume.format == "raw" { format!(",size={vars_size}") } else { String::new() };
+    let driver = &volume.format;
+    args.add("-blockdev", format!("driver={driver},node-name=drive-efidisk0,file=file-efidisk0{size}"));
 }
 
 fn port_args(args: &mut Args, config: &Config, places: &Places) {
@@ -282,10 +281,7 @@ fn blockdev_args(args: &mut Args, drive: &Drive, volume: &Volume) {
         "-blockdev",
         format!("driver=file,node-name=file-{id},filename={}{mode}{discard}", path(&volume.path)),
     );
-    let driver = match volume.format {
-        Format::Raw => "raw",
-        Format::Qcow2 => "qcow2",
-    };
+    let driver = &volume.format;
     args.add("-blockdev", format!("driver={driver},node-name=drive-{id},file=file-{id}{mode}{discard}"));
 }
 

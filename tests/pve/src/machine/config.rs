@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::firmware::{Firmware, firmware};
-use super::{Host, Spec, Volume};
+use crate::hypervisor::{Spec, Volume};
 
 type Pairs = BTreeMap<String, String>;
 
@@ -119,20 +119,13 @@ pub(super) struct Rng {
 impl Config {
     /// # Errors
     /// In Proxmox's words where it refuses such a VM too.
-    pub(super) fn parse(spec: &Spec, host: &Host) -> Result<Self, String> {
+    pub(super) fn parse(spec: &Spec) -> Result<Self, String> {
         let get = |key: &str| spec.config.get(key).map(String::as_str);
         let machine = properties(get("machine").unwrap_or("pc"), "type");
         let machine = machine.get("type").map_or("pc", String::as_str);
         let machine = machine.split("+pve").next().unwrap_or(machine).to_owned();
         let q35 = machine.contains("q35");
         let kvm = !matches!(get("kvm"), Some(value) if !truth(value));
-        if kvm && !host.kvm {
-            return Err(
-                "KVM virtualisation configured, but not available. Either disable in VM configuration \
-                        or enable in BIOS."
-                    .to_owned(),
-            );
-        }
         let sockets = number(&spec.config, "sockets", 1)?;
         let cores = number(&spec.config, "cores", 1)?;
         let boot = boot_indices(&spec.config);

@@ -13,7 +13,6 @@ mod args;
 mod config;
 mod firmware;
 mod guard;
-mod hypervisor;
 mod lines;
 mod network;
 mod process;
@@ -21,65 +20,22 @@ mod qmp;
 mod tpm;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::sync::Arc;
 
-pub use agent::AgentError;
 pub(crate) use config::{is_windows, net, percent_decode};
 pub use firmware::{Firmware, firmware};
-pub use hypervisor::Qemu;
-pub use process::{End, Machine, Powerdown, Status};
+use process::Process;
 
-/// What a machine is started from.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// The VM's id.
-    pub vmid: u32,
-    /// Keys and values as they stand in the VM's configuration file, without pending ones.
-    pub config: BTreeMap<String, String>,
-    /// The volumes that the configuration names, by volume id.
-    pub volumes: BTreeMap<String, Volume>,
-    /// The machine's own folder: sockets and logs. Its path must leave room for a socket's name.
-    pub folder: PathBuf,
-    /// QEMU, or what stands in for it.
-    pub qemu: PathBuf,
-    /// Where the NICs lead.
-    pub network: Network,
-}
+use crate::cloudinit::{self, Custom, Resolver};
+use crate::hypervisor::{Hypervisor, Later, Machine, Spec, Volume};
 
-/// The host of the machines, as far as they depend on it.
+/// Starts each VM as a QEMU process, or as what stands in for QEMU.
 #[derive(Debug, Clone, Default)]
-pub struct Host {
-    /// Whether the simulated node has hardware virtualisation; without it a VM needs `kvm: 0`.
-    pub kvm: bool,
-    /// Ports of this host that lead to the guest of the first NIC, where NICs are [`Network::User`].
+pub struct Qemu {
+    /// Ports of this host that lead to the guest of the first NIC, where NICs are in user mode.
     pub forwards: Vec<Forward>,
-}
-
-/// A volume on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// Its file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: Format,
-}
-
-/// A volume's format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// As the guest sees it; ISO images too.
-    Raw,
-    /// QEMU's own.
-    Qcow2,
-}
-
-/// Where a machine's NICs lead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Network {
-    /// Each NIC into a network of its own, inside QEMU, in which 10.0.2.2 is this host's loopback.
-    User,
-    /// Each NIC into a tap on the bridge that it names; needs root and iproute2.
-    Bridge,
+    /// What cloud-init drives get from the node's `/etc/resolv.conf`.
+    pub resolver: Resolver,
 }
 
 /// A TCP port of this host's loopback that leads to the guest.
@@ -91,4 +47,52 @@ pub struct Forward {
     pub guest_address: Option<std::net::Ipv4Addr>,
     /// The guest's port.
     pub guest_port: u16,
+}
+
+impl Hypervisor for Qemu {
+    fn start(&self, spec: Spec) -> Later<'_, Result<Arc<dyn Machine>, String>> {
+        Box::pin(async move {
+            let machine: Arc<dyn Machine> = Arc::new(Process::start(spec, &self.forwards).await?);
+            Ok(machine)
+        })
+    }
+
+    fn cloud_init(&self, config: &BTreeMap<String, String>, document: &str) -> String {
+        cloudinit::dump(config, vmid(config), &self.resolver, document).unwrap_or_else(|error| error)
+    }
+
+    fn write_cloud_init<'a>(
+        &'a self,
+        config: &'a BTreeMap<String, String>,
+        volume: &'a Volume,
+    ) -> Later<'a, Result<(), String>> {
+        Box::pin(async move {
+            let drive = cloudinit::drive(config, vmid(config), &self.resolver, Custom::default())?;
+            let volume = volume.clone();
+            let written = tokio::task::spawn_blocking(move || cloudinit::write_volume(&drive, &volume));
+            written.await.map_err(|error| error.to_string())?
+        })
+    }
+}
+
+/// Returns the number of the VM that a configuration is of, as far as it says so: that of its drive.
+fn vmid(config: &BTreeMap<String, String>) -> u32 {
+    let of_drive = |value: &String| {
+        let (before, _) = value.split_once("-cloudinit")?;
+        before.rsplit("vm-").next()?.parse().ok()
+    };
+    config.values().find_map(of_drive).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_tells_its_vm_by_its_drive() {
+        let config = |value: &str| BTreeMap::from([("ide2".to_owned(), value.to_owned())]);
+        assert_eq!(vmid(&config("local:500/vm-500-cloudinit.qcow2,media=cdrom")), 500);
+        assert_eq!(vmid(&config("local-zfs:vm-90001-cloudinit,media=cdrom")), 90001);
+        assert_eq!(vmid(&config("none,media=cdrom")), 0);
+    }
 }

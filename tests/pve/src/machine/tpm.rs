@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::Format;
 use super::args::Places;
 use super::config::Tpm;
 use super::guard::{self, Guard};
@@ -14,7 +13,7 @@ const START: Duration = Duration::from_secs(10);
 
 /// Starts a TPM whose state lies in its volume; it ends when QEMU or the simulator does.
 pub(super) async fn launch(tpm: &Tpm, places: &Places) -> Result<Guard, String> {
-    if tpm.state.format != Format::Raw {
+    if tpm.state.format != "raw" {
         return Err("tpmstate0: the volume must be raw".to_owned());
     }
     let (socket, log) = (places.tpm(), places.folder.join("swtpm.log"));

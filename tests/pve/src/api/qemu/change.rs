@@ -414,19 +414,15 @@ async fn plug(disks: Disks<'_>, vmid: u32, key: &str, value: &str) -> Result<boo
 }
 
 async fn change_medium(disks: Disks<'_>, vmid: u32, key: &str, drive: &Drive) -> Result<bool, String> {
-    let (machine, file) = {
+    let (machine, volume) = {
         let world = disks.sim.world();
         let machine = world.vms.get(&vmid).and_then(crate::world::Vm::running);
-        (machine, world.volume(&drive.file, disks.node).map(|(volume, _)| volume.path))
+        (machine, world.volume(&drive.file, disks.node).map(|(volume, _)| volume))
     };
     let Some(machine) = machine else {
         return Ok(false);
     };
-    let command = match file {
-        Some(path) => format!("change drive-{key} \"{}\"", path.display()),
-        None => format!("eject -f drive-{key}"),
-    };
-    machine.hmp(&command).await?;
+    machine.change_medium(key, volume.as_ref()).await?;
     Ok(true)
 }
 

@@ -79,10 +79,7 @@ async fn resize(call: Call) -> Answer {
         }
         if bytes > image.bytes {
             if let Some(machine) = &machine {
-                let answer = machine.hmp(&format!("block_resize drive-{disk} {bytes}B")).await?;
-                if !answer.trim().is_empty() {
-                    return Err(answer.trim().into());
-                }
+                machine.resize(&disk, bytes).await?;
                 disks.note_size(&drive.file, bytes);
             } else {
                 disks.grow(&drive.file, bytes).await?;
