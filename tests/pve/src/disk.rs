@@ -60,6 +60,25 @@ impl Disks<'_> {
         self.create_file(&storage, &key, bytes, &format).await
     }
 
+    /// Makes an empty disk of a given name.
+    pub(crate) async fn allocate_named(
+        &self,
+        id: &str,
+        vmid: u32,
+        bytes: u64,
+        format: Option<&str>,
+        name: &str,
+    ) -> Result<Made, String> {
+        let storage = self.storage(id)?;
+        if !name.starts_with(&format!("vm-{vmid}-")) {
+            return Err(format!("illegal name '{name}' - should be 'vm-{vmid}-*'"));
+        }
+        let format = format_on(&storage, format)?;
+        let leaf = leaf_for(storage.kind, vmid, name, &format);
+        let key = self.reserve(&storage, vmid, bytes, &format, None, Some(leaf))?;
+        self.create_file(&storage, &key, bytes, &format).await
+    }
+
     /// Makes the volume of a cloud-init drive.
     pub(crate) async fn allocate_cloud_init(&self, id: &str, vmid: u32) -> Result<Made, String> {
         const BYTES: u64 = 4 << 20;

@@ -52,6 +52,23 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
             &[STORAGE, Param::named("content", "pve-storage-content").opt(), vmid("vmid").opt()],
         ])
         .protected(),
+    Endpoint::new(
+        "POST",
+        "/nodes/{node}/storage/{storage}/content",
+        Allow::Has("/storage/{storage}", &["Datastore.AllocateSpace"]),
+        run!(allocate),
+    )
+    .takes(&[
+        NODE,
+        &[
+            STORAGE,
+            Param::text("filename"),
+            Param::choice("format", &["raw", "qcow2", "subvol", "vmdk"]).needs("size").opt(),
+            Param::text("size").matches("\\d+[MG]?"),
+            vmid("vmid"),
+        ],
+    ])
+    .protected(),
     Endpoint::new("GET", "/nodes/{node}/storage/{storage}/content/{volume*}", Allow::All, run!(volume))
         .takes(&[NODE, &[STORAGE, Param::text("volume").path()]])
         .protected(),
@@ -159,6 +176,29 @@ async fn status(call: Call) -> Answer {
     let storage = world.storage(call.args.text("storage"));
     let storage = storage.map_err(|_| Failure::parameter("storage", "No such storage."))?;
     Ok(facts(&world, storage, &call.node).into())
+}
+
+/// Makes a disk of a name that the caller chose; its size is in KiB or as its suffix says.
+async fn allocate(call: Call) -> Answer {
+    let (name, size) = (call.args.text("filename"), call.args.text("size"));
+    let unit = if size.ends_with('G') { 30 } else if size.ends_with('M') { 20 } else { 10 };
+    let count: u64 = size
+        .trim_end_matches(['M', 'G'])
+        .parse()
+        .map_err(|_| Failure::parameter("size", format!("unable to parse size '{size}'")))?;
+    let (plain, told) = match name.rsplit_once('.') {
+        Some((plain, format @ ("raw" | "qcow2" | "vmdk"))) => (plain, Some(format)),
+        _ => (name, None),
+    };
+    let format = call.args.get("format");
+    if let (Some(format), Some(told)) = (format, told.filter(|told| Some(*told) != format)) {
+        let text = format!("different storage formats ({format} != {told})");
+        return Err(Failure::parameter("format", text));
+    }
+    let disks = Disks { sim: &call.sim, node: &call.node, task: None };
+    let storage = call.args.text("storage");
+    let made = disks.allocate_named(storage, call.args.vmid(), count << unit, format.or(told), plain).await?;
+    Ok(json!(made.volid).into())
 }
 
 async fn content(call: Call) -> Answer {
