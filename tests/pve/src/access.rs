@@ -237,7 +237,8 @@ impl Access {
     /// # Errors
     /// 403 with the first missing privilege, as the server words it.
     pub(crate) fn check(&self, who: &Identity, path: &str, wanted: &[&str]) -> Result<(), Failure> {
-        let held = self.held(who, path);
+        // A path that cannot be one is nobody's, not even root's.
+        let held = if path.is_empty() { Held::new() } else { self.held(who, path) };
         match wanted.iter().find(|privilege| !held.contains_key(**privilege)) {
             Some(missing) => Err(Failure::forbidden(path, missing)),
             None => Ok(()),
@@ -283,16 +284,7 @@ impl Access {
     }
 }
 
-const TOPS: &[&str] = &[
-    "/",
-    "/access",
-    "/access/groups",
-    "/nodes",
-    "/pool",
-    "/sdn",
-    "/storage",
-    "/vms",
-];
+const TOPS: &[&str] = &["/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms"];
 
 const BUILT_IN: &[&str] = &[
     "Administrator",
@@ -379,7 +371,12 @@ mod tests {
             ("/vms/101", "forge@pve!ci", "NoAccess"),
             ("/storage", "forge@pve!ci", "PVEDatastoreAdmin"),
         ] {
-            access.rules.push(Rule { path: path.into(), who: who.into(), role: role.into(), propagate: true });
+            access.rules.push(Rule {
+                path: path.into(),
+                who: who.into(),
+                role: role.into(),
+                propagate: true,
+            });
         }
         access
     }

@@ -58,9 +58,9 @@ fn open_to_world(method: &str, path: &str) -> bool {
 
 /// The value after `name` and a separator, up to a semicolon.
 fn value_of(text: &str, name: &str, separators: &[char]) -> Option<String> {
-    let start = text.match_indices(name).find(|(at, _)| {
-        text[..*at].chars().next_back().is_none_or(|c| c == ' ' || c == ';')
-    });
+    let start = text
+        .match_indices(name)
+        .find(|(at, _)| text[..*at].chars().next_back().is_none_or(|c| c == ' ' || c == ';'));
     let rest = text[start?.0 + name.len()..].strip_prefix(separators)?;
     rest.split(';').next().map(|value| value.trim().to_owned())
 }

@@ -21,6 +21,8 @@ pub(crate) struct Waiting {
     pub(crate) terminal: bool,
     /// Tells the proxy's task that a client is there; its end tells that the client is gone.
     pub(crate) taken: Option<oneshot::Sender<oneshot::Receiver<()>>>,
+    /// Nobody listens any more; the ticket is still a right one.
+    pub(crate) over: bool,
 }
 
 /// Consoles by port.
@@ -36,13 +38,19 @@ impl Consoles {
     /// Puts a console on the next free port.
     pub(crate) fn add(&self, waiting: Waiting) -> Option<u16> {
         let mut ports = self.ports.lock().expect("no holder panics");
-        let port = PORTS.clone().find(|port| !ports.contains_key(port))?;
+        let unused = PORTS.clone().find(|port| !ports.contains_key(port));
+        let over = || PORTS.clone().find(|port| ports[port].over);
+        let port = unused.or_else(over)?;
         ports.insert(port, waiting);
         Some(port)
     }
 
-    pub(crate) fn remove(&self, port: u16) {
-        self.ports.lock().expect("no holder panics").remove(&port);
+    /// Nobody listens on a port any more.
+    pub(crate) fn close(&self, port: u16) {
+        if let Some(waiting) = self.ports.lock().expect("no holder panics").get_mut(&port) {
+            waiting.taken = None;
+            waiting.over = true;
+        }
     }
 }
 

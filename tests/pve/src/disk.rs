@@ -7,10 +7,8 @@ use std::sync::Arc;
 use tokio::process::Command;
 
 use crate::sim::Sim;
-use crate::world::storage::{
-    Image, Storage, StorageKind, base_leaf, free_leaf, image_file, leaf_for,
-};
 use crate::worker::Worker;
+use crate::world::storage::{Image, Storage, StorageKind, base_leaf, free_leaf, image_file, leaf_for};
 
 /// Work on volumes of one node, told to a task's log where there is one.
 #[derive(Clone, Copy)]
@@ -89,7 +87,13 @@ impl Disks<'_> {
         self.create_file(&storage, &key, BYTES, format).await
     }
 
-    async fn create_file(&self, storage: &Storage, key: &Key, bytes: u64, format: &str) -> Result<Made, String> {
+    async fn create_file(
+        &self,
+        storage: &Storage,
+        key: &Key,
+        bytes: u64,
+        format: &str,
+    ) -> Result<Made, String> {
         let image = self.image(key)?;
         self.log_formatting(storage, &image, "");
         let made = if format == "raw" {
@@ -302,9 +306,8 @@ impl Disks<'_> {
         }
         make_folder(&image.file).await?;
         let (from, to) = (base.file.to_string_lossy(), image.file.to_string_lossy());
-        let made = self
-            .qemu_img(&["create", "-q", "-f", "qcow2", "-b", &from, "-F", &base.file_format, &to])
-            .await;
+        let made =
+            self.qemu_img(&["create", "-q", "-f", "qcow2", "-b", &from, "-F", &base.file_format, &to]).await;
         self.made_or_forget(made, &key, &storage)
     }
 
@@ -339,7 +342,11 @@ impl Disks<'_> {
         let file = image_file(&root, storage, &leaf);
         make_folder(&file).await?;
         tokio::fs::rename(&image.file, &file).await.map_err(|error| {
-            format!("rename '{}' to '{}' failed - {error}", storage.shown_path(&image.leaf), storage.shown_path(&leaf))
+            format!(
+                "rename '{}' to '{}' failed - {error}",
+                storage.shown_path(&image.leaf),
+                storage.shown_path(&leaf)
+            )
         })?;
         image.leaf.clone_from(&leaf);
         image.file = file;
@@ -364,9 +371,9 @@ impl Disks<'_> {
             }
             world.images.remove(&key);
         }
-        tokio::fs::remove_file(&image.file).await.map_err(|error| {
-            format!("unlink '{}' failed - {error}", storage.shown_path(&image.leaf))
-        })
+        tokio::fs::remove_file(&image.file)
+            .await
+            .map_err(|error| format!("unlink '{}' failed - {error}", storage.shown_path(&image.leaf)))
     }
 
     /// Grows a disk to `bytes`.
@@ -377,9 +384,13 @@ impl Disks<'_> {
         }
         if image.is_base() && storage.kind.has_files() {
             let path = storage.shown_path(&image.leaf);
-            self.log(&format!("qemu-img: Could not open '{path}': Could not open '{path}': Operation not permitted"));
+            self.log(&format!(
+                "qemu-img: Could not open '{path}': Could not open '{path}': Operation not permitted"
+            ));
             let format = &image.format;
-            return Err(format!("command '/usr/bin/qemu-img resize -f {format} {path} {bytes}' failed: exit code 1"));
+            return Err(format!(
+                "command '/usr/bin/qemu-img resize -f {format} {path} {bytes}' failed: exit code 1"
+            ));
         }
         let file = image.file.to_string_lossy().into_owned();
         self.qemu_img(&["resize", "-q", "-f", &image.file_format, &file, &bytes.to_string()]).await?;
@@ -452,9 +463,13 @@ fn no_space(storage: &Storage, leaf: &str) -> String {
     match storage.kind {
         StorageKind::ZfsPool => format!("zfs error: cannot create '{path}/{leaf}': out of space"),
         StorageKind::LvmThin => {
-            format!("lvcreate '{path}/{leaf}' error: Cannot create new thin volume, free space in thin pool reached threshold.")
+            format!(
+                "lvcreate '{path}/{leaf}' error: Cannot create new thin volume, free space in thin pool reached threshold."
+            )
         }
-        StorageKind::Rbd => format!("rbd create '{leaf}' error: rbd: create error: (28) No space left on device"),
+        StorageKind::Rbd => {
+            format!("rbd create '{leaf}' error: rbd: create error: (28) No space left on device")
+        }
         _ => format!(
             "unable to create image: qemu-img: {}: Could not resize file: No space left on device",
             storage.shown_path(leaf)

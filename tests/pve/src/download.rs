@@ -71,9 +71,9 @@ enum Ended {
 async fn ask(method: &str, url: &str) -> Result<Ended, String> {
     let target = parse_url(url).ok_or("only http is simulated")?;
     let Target { host, port, path } = &target;
-    let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|_| {
-        format!("Connecting to {host}:{port}... failed: Connection refused.")
-    })?;
+    let stream = TcpStream::connect((host.as_str(), *port))
+        .await
+        .map_err(|_| format!("Connecting to {host}:{port}... failed: Connection refused."))?;
     let mut stream = BufReader::new(stream);
     let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;

@@ -43,12 +43,7 @@ pub trait Guest: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// The agent's text when the program cannot be started.
-    fn exec(
-        &self,
-        machine: &Pretended,
-        command: &[String],
-        input: &[u8],
-    ) -> Result<Output, String>;
+    fn exec(&self, machine: &Pretended, command: &[String], input: &[u8]) -> Result<Output, String>;
 
     /// Whether the guest heeds the power button and the agent's shutdown.
     fn shuts_down(&self) -> bool {
@@ -354,14 +349,19 @@ impl Pretended {
 }
 
 fn interfaces() -> Value {
+    let names = ["bytes", "packets", "errs", "dropped"];
+    let counters: serde_json::Map<String, Value> =
+        ["rx", "tx"].iter().flat_map(|way| names.map(|name| (format!("{way}-{name}"), json!(0)))).collect();
     json!([
         {
             "name": "lo", "hardware-address": "00:00:00:00:00:00",
             "ip-addresses": [{ "ip-address": "127.0.0.1", "ip-address-type": "ipv4", "prefix": 8 }],
+            "statistics": counters,
         },
         {
             "name": "eth0", "hardware-address": "bc:24:11:00:00:01",
             "ip-addresses": [{ "ip-address": "10.98.0.50", "ip-address-type": "ipv4", "prefix": 24 }],
+            "statistics": counters,
         },
     ])
 }

@@ -24,6 +24,7 @@ mod fault;
 mod http;
 pub mod hypervisor;
 pub mod machine;
+mod published;
 mod random;
 mod record;
 mod schema;
@@ -43,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use fault::{Action, Rule};
+pub use published::Published;
 pub use record::Request;
 pub use world::spec::{AclSpec, Bridge, Release, TokenSpec, UserSpec, WorldSpec};
 pub use world::storage::{Storage, StorageKind};
@@ -124,7 +126,8 @@ impl Simulator {
             faults: Faults::new(options.faults),
             certificate: Certificate::new(names)?,
         }));
-        let tasks = vec![tokio::spawn(accept(Arc::clone(&sim), listener)), tokio::spawn(tell(Arc::clone(&sim)))];
+        let tasks =
+            vec![tokio::spawn(accept(Arc::clone(&sim), listener)), tokio::spawn(tell(Arc::clone(&sim)))];
         Ok(Self { sim, address, token, tasks })
     }
 
@@ -217,10 +220,10 @@ async fn accept(sim: Arc<Sim>, listener: TcpListener) {
     }
 }
 
-/// The statistics daemon: lists of the whole cluster are up to 10 s old.
+/// The statistics daemon: lists of the whole cluster are 5 to 10 s late.
 async fn tell(sim: Arc<Sim>) {
     loop {
-        sim.clock.sleep(10.0).await;
-        api::tell(&mut sim.world());
+        sim.clock.sleep(5.0).await;
+        api::tell(&mut sim.world(), sim.clock.span(5.0));
     }
 }

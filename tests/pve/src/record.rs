@@ -34,7 +34,8 @@ pub struct Request {
 }
 
 /// Parameters that are never written down.
-const SECRET: &[&str] = &["password", "cipassword", "confirmation-password", "vncticket", "otp", "tfa-challenge"];
+const SECRET: &[&str] =
+    &["password", "cipassword", "confirmation-password", "vncticket", "otp", "tfa-challenge"];
 
 /// All requests so far.
 #[derive(Debug)]

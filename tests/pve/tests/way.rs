@@ -37,7 +37,11 @@ fn message(response: &Response) -> String {
 #[tokio::test]
 async fn a_build_goes_from_an_empty_node_to_a_template_with_clones_and_back() {
     let kinds = [
-        (StorageKind::Dir, "disks:9000/base-9000-disk-0.raw", "disks:9000/base-9000-disk-0.raw/9001/vm-9001-disk-0.qcow2"),
+        (
+            StorageKind::Dir,
+            "disks:9000/base-9000-disk-0.raw",
+            "disks:9000/base-9000-disk-0.raw/9001/vm-9001-disk-0.qcow2",
+        ),
         (StorageKind::ZfsPool, "disks:base-9000-disk-0", "disks:base-9000-disk-0/vm-9001-disk-0"),
         (StorageKind::LvmThin, "disks:base-9000-disk-0", "disks:vm-9001-disk-0"),
         (StorageKind::Rbd, "disks:base-9000-disk-0", "disks:base-9000-disk-0/vm-9001-disk-0"),
@@ -55,7 +59,8 @@ async fn a_build_goes_from_an_empty_node_to_a_template_with_clones_and_back() {
         client.done("POST", &format!("{node}/9000/status/start"), json!({})).await;
         let exec = json!({ "command": ["/bin/echo", "é"] });
         let pid = client.call("POST", &format!("{node}/9000/agent/exec"), exec).await.data()["pid"].clone();
-        let status = client.call("GET", &format!("{node}/9000/agent/exec-status"), json!({ "pid": pid })).await;
+        let status =
+            client.call("GET", &format!("{node}/9000/agent/exec-status"), json!({ "pid": pid })).await;
         assert_eq!(status.data()["out-data"], "Ã©\n", "one code point for each byte");
         client.done("POST", &format!("{node}/9000/status/shutdown"), json!({ "timeout": 30 })).await;
         client.done("POST", &format!("{node}/9000/config"), json!({ "delete": "ide2", "tags": "B;a" })).await;
@@ -65,7 +70,9 @@ async fn a_build_goes_from_an_empty_node_to_a_template_with_clones_and_back() {
         assert_eq!(template["tags"], "a;b");
         assert!(template["virtio0"].as_str().unwrap().starts_with(base), "{template}");
         client.done("POST", &format!("{node}/9000/clone"), json!({ "newid": 9001 })).await;
-        client.done("POST", &format!("{node}/9000/clone"), json!({ "newid": 9002, "full": 1, "name": "whole" })).await;
+        client
+            .done("POST", &format!("{node}/9000/clone"), json!({ "newid": 9002, "full": 1, "name": "whole" }))
+            .await;
         let clone = config(&client, 9001).await;
         assert!(clone["virtio0"].as_str().unwrap().starts_with(&format!("{linked},")), "{clone}");
         assert_eq!(clone["name"], "Copy-of-VM-build");
@@ -120,12 +127,7 @@ async fn an_upload_is_listed_and_a_second_one_is_not_kept_alive() {
 #[tokio::test]
 async fn faults_strike_where_their_rules_say() {
     let (simulator, client, _folder) = simulator(|_| {}).await;
-    let rule = |action| Rule {
-        method: Some("POST".into()),
-        path: "/nodes/*/qemu".into(),
-        nth: None,
-        action,
-    };
+    let rule = |action| Rule { method: Some("POST".into()), path: "/nodes/*/qemu".into(), nth: None, action };
     let before = simulator.dump();
     simulator.add_fault(rule(Action::TaskFails { text: "no luck".into(), done: false }));
     let upid = client.call("POST", "/nodes/asgard/qemu", json!({ "vmid": 100 })).await.data();
@@ -135,7 +137,8 @@ async fn faults_strike_where_their_rules_say() {
 
     simulator.add_fault(rule(Action::DropAfter));
     let body = br#"{"vmid":101}"#;
-    let answer = client.raw("POST", "/api2/json/nodes/asgard/qemu", &[], Some(("application/json", body))).await;
+    let answer =
+        client.raw("POST", "/api2/json/nodes/asgard/qemu", &[], Some(("application/json", body))).await;
     assert!(answer.is_none());
     simulator.clear_faults();
     assert_eq!(client.call("GET", "/nodes/asgard/qemu/101/config", Value::Null).await.status, 200);
@@ -146,7 +149,8 @@ async fn faults_strike_where_their_rules_say() {
     simulator.clear_faults();
 
     simulator.add_fault(rule(Action::StorageFull { storage: "local-zfs".into() }));
-    let upid = client.call("POST", "/nodes/asgard/qemu", json!({ "vmid": 103, "virtio0": "local-zfs:1" })).await;
+    let upid =
+        client.call("POST", "/nodes/asgard/qemu", json!({ "vmid": 103, "virtio0": "local-zfs:1" })).await;
     let end = client.finish("asgard", &upid.data()).await;
     assert!(end.contains("out of space"), "{end}");
     simulator.clear_faults();
@@ -157,7 +161,8 @@ async fn faults_strike_where_their_rules_say() {
         nth: Some(2),
         action: Action::Pseudo { status: 596, done: true },
     });
-    let put = |name: &'static str| client.call("PUT", "/nodes/asgard/qemu/101/config", json!({ "name": name }));
+    let put =
+        |name: &'static str| client.call("PUT", "/nodes/asgard/qemu/101/config", json!({ "name": name }));
     assert_eq!(put("first").await.status, 200);
     assert_eq!(put("second").await.status, 596);
     assert_eq!(config(&client, 101).await["name"], "second", "done all the same");
@@ -220,7 +225,14 @@ async fn requests_are_recorded_without_their_secrets() {
     let (simulator, client, _folder) = simulator(|_| {}).await;
     client.done("POST", "/nodes/asgard/qemu", json!({ "vmid": 100, "cipassword": "very-secret" })).await;
     let login = json!({ "username": "root@pam", "password": "simulated" });
-    client.raw("POST", "/api2/json/access/ticket", &[], Some(("application/json", login.to_string().as_bytes()))).await;
+    client
+        .raw(
+            "POST",
+            "/api2/json/access/ticket",
+            &[],
+            Some(("application/json", login.to_string().as_bytes())),
+        )
+        .await;
     let requests = simulator.requests();
     let create = &requests[0];
     assert_eq!(create.endpoint.as_deref(), Some("POST /nodes/{node}/qemu"));

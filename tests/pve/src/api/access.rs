@@ -16,11 +16,8 @@ const ROLE: Param = Param::named("roleid", "pve-roleid");
 const USER: Param = Param::named("userid", "pve-userid").max_len(64);
 const TOKEN_ID: Param = Param::text("tokenid").matches("(?:[A-Za-z][A-Za-z0-9\\.\\-_]+)").path();
 const TOKEN_PATH: &[Param] = &[USER.path(), TOKEN_ID];
-const TOKEN_FACTS: &[Param] = &[
-    Param::text("comment").opt(),
-    Param::int("expire").min(0.0).opt(),
-    Param::flag("privsep").opt(),
-];
+const TOKEN_FACTS: &[Param] =
+    &[Param::text("comment").opt(), Param::int("expire").min(0.0).opt(), Param::flag("privsep").opt()];
 
 pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("GET", "/access", Allow::All, run!(index)),
@@ -80,9 +77,14 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
             ROLE.path(),
         ]])
         .protected(),
-    Endpoint::new("DELETE", "/access/roles/{roleid}", Allow::Has("/access", &["Sys.Modify"]), run!(drop_role))
-        .takes(&[&[ROLE.path()]])
-        .protected(),
+    Endpoint::new(
+        "DELETE",
+        "/access/roles/{roleid}",
+        Allow::Has("/access", &["Sys.Modify"]),
+        run!(drop_role),
+    )
+    .takes(&[&[ROLE.path()]])
+    .protected(),
     Endpoint::new("GET", "/access/users", Allow::All, run!(list_users))
         .takes(&[&[Param::flag("enabled").opt(), Param::flag("full").opt()]])
         .protected(),
@@ -102,11 +104,21 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
         .protected(),
     Endpoint::new("GET", "/access/users/{userid}/token", Allow::Special(own_user), run!(list_tokens))
         .takes(&[&[USER.path()]]),
-    Endpoint::new("GET", "/access/users/{userid}/token/{tokenid}", Allow::Special(own_user), run!(show_token))
-        .takes(&[TOKEN_PATH]),
-    Endpoint::new("POST", "/access/users/{userid}/token/{tokenid}", Allow::Special(own_user), run!(make_token))
-        .takes(&[TOKEN_PATH, TOKEN_FACTS])
-        .protected(),
+    Endpoint::new(
+        "GET",
+        "/access/users/{userid}/token/{tokenid}",
+        Allow::Special(own_user),
+        run!(show_token),
+    )
+    .takes(&[TOKEN_PATH]),
+    Endpoint::new(
+        "POST",
+        "/access/users/{userid}/token/{tokenid}",
+        Allow::Special(own_user),
+        run!(make_token),
+    )
+    .takes(&[TOKEN_PATH, TOKEN_FACTS])
+    .protected(),
     Endpoint::new(
         "DELETE",
         "/access/users/{userid}/token/{tokenid}",
@@ -175,12 +187,18 @@ async fn login(call: Call) -> Answer {
     if !known && !auth::holds(&call.sim, &user, password) {
         return Err(Failure { delay: 3.0, ..Failure::new(401, "authentication failure\n") });
     }
+    let cap = capabilities(&call.sim.world().access, &Identity { user: user.clone(), token: None });
+    if let (Some(path), Some(privileges)) = (call.args.get("path"), call.args.get("privs")) {
+        let who = Identity { user: user.clone(), token: None };
+        let wanted: Vec<&str> = split_list(privileges).collect();
+        call.sim.world().access.check(&who, path, &wanted)?;
+        return Ok(json!({ "username": user, "cap": cap }).into());
+    }
     let made = call.sim.clock.now();
     let ticket = format!("PVE:{user}:{made:08X}::{}", random::hex(64));
     let csrf = format!("{made:08X}:{}", random::hex(32));
     let kept = Ticket { user: user.clone(), csrf: csrf.clone(), made };
     call.sim.tickets.lock().expect("no holder panics").insert(ticket.clone(), kept);
-    let cap = capabilities(&call.sim.world().access, &Identity { user: user.clone(), token: None });
     Ok(json!({ "username": user, "ticket": ticket, "CSRFPreventionToken": csrf, "cap": cap }).into())
 }
 
@@ -224,7 +242,10 @@ async fn permissions(call: Call) -> Answer {
         }
     }
     let shown = |held: BTreeMap<String, bool>| -> Value {
-        held.into_iter().map(|(name, propagate)| (name, json!(u8::from(propagate)))).collect::<Map<_, _>>().into()
+        held.into_iter()
+            .map(|(name, propagate)| (name, json!(u8::from(propagate))))
+            .collect::<Map<_, _>>()
+            .into()
     };
     let found: Map<String, Value> = match call.args.get("path") {
         Some(path) => Map::from_iter([(path.to_owned(), shown(world.access.held(&asked, path)))]),

@@ -1,5 +1,7 @@
 //! What concerns the whole cluster.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Allow, Endpoint, run, vmid};
@@ -13,15 +15,30 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("GET", "/", Allow::All, run!(index)),
     Endpoint::new("GET", "/version", Allow::All, run!(version)),
     Endpoint::new("GET", "/cluster/nextid", Allow::All, run!(next_id)).takes(&[&[vmid("vmid").opt()]]),
-    Endpoint::new("GET", "/cluster/resources", Allow::All, run!(resources))
-        .takes(&[&[Param::choice("type", &["vm", "storage", "node", "sdn"]).opt()]]),
+    Endpoint::new("GET", "/cluster/resources", Allow::All, run!(resources)).takes(&[&[Param::choice(
+        "type",
+        &["vm", "storage", "node", "sdn"],
+    )
+    .opt()]]),
     Endpoint::new("GET", "/cluster/status", Allow::Has("/", &["Sys.Audit"]), run!(status)).protected(),
     Endpoint::new("GET", "/cluster/options", Allow::All, run!(options)),
     Endpoint::new("GET", "/storage", Allow::All, run!(storages)).takes(&[&[Param::choice(
         "type",
         &[
-            "btrfs", "cephfs", "cifs", "dir", "esxi", "iscsi", "iscsidirect", "lvm", "lvmthin", "nfs", "pbs",
-            "rbd", "zfs", "zfspool",
+            "btrfs",
+            "cephfs",
+            "cifs",
+            "dir",
+            "esxi",
+            "iscsi",
+            "iscsidirect",
+            "lvm",
+            "lvmthin",
+            "nfs",
+            "pbs",
+            "rbd",
+            "zfs",
+            "zfspool",
         ],
     )
     .opt()]]),
@@ -74,13 +91,15 @@ pub(crate) fn vm_row(world: &World, vmid: u32) -> Option<Value> {
     Some(row)
 }
 
-/// What the statistics daemon tells the cluster every 10 s.
-pub(crate) fn tell(world: &mut World) {
-    let told = world.vms.iter().filter(|(_, vm)| vm.config.get("lock") != Some("create")).map(|(vmid, vm)| {
+/// What the statistics daemon tells the cluster about VMs that are not too young for it to know.
+pub(crate) fn tell(world: &mut World, youngest: Duration) {
+    let told = world.vms.iter().filter(|(_, vm)| vm.made.elapsed() >= youngest).map(|(vmid, vm)| {
         let mut row = super::qemu::figures(world, *vmid, vm);
         let cpus = row["cpus"].take();
         let figures = row.as_object_mut().expect("figures are an object");
-        figures.retain(|key, value| !value.is_null() && !["serial", "tags", "lock", "pid", "agent"].contains(&key.as_str()));
+        figures.retain(|key, value| {
+            !value.is_null() && !["serial", "tags", "lock", "pid", "agent"].contains(&key.as_str())
+        });
         row["maxcpu"] = cpus;
         row["template"] = json!(u8::from(vm.config.is_template()));
         row["diskread"] = json!(0);
@@ -100,24 +119,32 @@ async fn resources(call: Call) -> Answer {
         rows.extend(seen.map(|pool| json!({ "id": format!("/pool/{pool}"), "type": "pool", "pool": pool })));
     }
     if wanted("vm") {
-        let seen = world.vms.keys().filter(|vmid| {
-            world.access.has(&call.who, &format!("/vms/{vmid}"), "VM.Audit")
-        });
-        rows.extend(seen.filter_map(|vmid| vm_row(&world, *vmid)));
+        let seen =
+            world.vms.keys().filter(|vmid| world.access.has(&call.who, &format!("/vms/{vmid}"), "VM.Audit"));
+        rows.extend(seen.filter_map(|vmid| {
+            let mut row = vm_row(&world, *vmid)?;
+            let pool = row["pool"].as_str().map(|pool| format!("/pool/{pool}"));
+            if pool.is_some_and(|pool| !world.access.has(&call.who, &pool, "Pool.Audit")) {
+                row.as_object_mut()?.remove("pool");
+            }
+            Some(row)
+        }));
     }
     if wanted("node") {
         rows.extend(world.nodes.iter().map(|node| node_row(node)));
     }
     if wanted("storage") {
         for node in &world.nodes {
-            let seen = world.storages.iter().filter(|storage| storage.on(node) && may_see(&world, &call, storage));
+            let seen =
+                world.storages.iter().filter(|storage| storage.on(node) && may_see(&world, &call, storage));
             rows.extend(seen.map(|storage| storage_row(&world, storage, node)));
         }
     }
     if wanted("sdn") && call.args.get("type").is_none() {
-        let zones = world.nodes.iter().filter(|_| {
-            world.access.held(&call.who, "/sdn/zones/localnetwork").contains_key("SDN.Audit")
-        });
+        let zones = world
+            .nodes
+            .iter()
+            .filter(|_| world.access.held(&call.who, "/sdn/zones/localnetwork").contains_key("SDN.Audit"));
         rows.extend(zones.map(|node| {
             json!({
                 "id": format!("sdn/{node}/localnetwork"), "type": "sdn", "sdn": "localnetwork",

@@ -29,9 +29,14 @@ const ARCH: &[Param] = &[Param::choice("arch", &["x86_64", "aarch64"]).opt().sin
 pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("GET", "/nodes", Allow::All, run!(list)),
     Endpoint::new("GET", "/nodes/{node}/status", AUDIT, run!(status)).takes(&[NODE]),
-    Endpoint::new("POST", "/nodes/{node}/status", Allow::Has("/nodes/{node}", &["Sys.PowerMgmt"]), run!(power))
-        .takes(&[NODE, &[Param::choice("command", &["reboot", "shutdown"])]])
-        .protected(),
+    Endpoint::new(
+        "POST",
+        "/nodes/{node}/status",
+        Allow::Has("/nodes/{node}", &["Sys.PowerMgmt"]),
+        run!(power),
+    )
+    .takes(&[NODE, &[Param::choice("command", &["reboot", "shutdown"])]])
+    .protected(),
     Endpoint::new("GET", "/nodes/{node}/version", Allow::All, run!(cluster::version)).takes(&[NODE]),
     Endpoint::new("GET", "/nodes/{node}/network", Allow::All, run!(network))
         .takes(&[NODE, &[Param::choice("type", NIC_KINDS).opt()]]),
@@ -39,11 +44,16 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("GET", "/nodes/{node}/time", AUDIT, run!(time)).takes(&[NODE]),
     Endpoint::new("GET", "/nodes/{node}/aplinfo", Allow::All, run!(empty)).takes(&[NODE]),
     Endpoint::new("GET", "/nodes/{node}/lxc", Allow::All, run!(empty)).takes(&[NODE]).protected(),
-    Endpoint::new("GET", "/nodes/{node}/lxc/{vmid}/config", Allow::Has("/vms/{vmid}", &["VM.Audit"]), run!(no_container))
-        .takes(&[super::NODE_VM, &[
-            Param::flag("current").opt(),
-            Param::named("snapshot", "pve-configid").max_len(40).opt(),
-        ]]),
+    Endpoint::new(
+        "GET",
+        "/nodes/{node}/lxc/{vmid}/config",
+        Allow::Has("/vms/{vmid}", &["VM.Audit"]),
+        run!(no_container),
+    )
+    .takes(&[
+        super::NODE_VM,
+        &[Param::flag("current").opt(), Param::named("snapshot", "pve-configid").max_len(40).opt()],
+    ]),
     Endpoint::new("GET", "/nodes/{node}/certificates/info", Allow::All, run!(certificates)).takes(&[NODE]),
     Endpoint::new("GET", "/nodes/{node}/capabilities/qemu/machines", Allow::All, run!(machines))
         .takes(&[NODE, ARCH]),
@@ -157,6 +167,10 @@ async fn certificates(call: Call) -> Answer {
         "subject": name, "issuer": name, "notbefore": 1_700_000_000, "notafter": 2_100_000_000,
         "public-key-type": "id-ecPublicKey", "public-key-bits": 256,
         "san": ["127.0.0.1", "localhost", call.node],
+    }, {
+        "filename": "pve-root-ca.pem", "fingerprint": certificate.fingerprint, "pem": certificate.pem,
+        "issuer": name, "notbefore": 1_700_000_000, "notafter": 2_100_000_000,
+        "san": ["127.0.0.1", "localhost", call.node],
     }])
     .into())
 }
@@ -164,15 +178,16 @@ async fn certificates(call: Call) -> Answer {
 async fn machines(_: Call) -> Answer {
     let versions = ["7.2", "7.1", "7.0", "6.2"];
     let rows = versions.iter().flat_map(|version| {
-        [("q35", "pc-q35"), ("i440fx", "pc-i440fx")].map(|(kind, prefix)| {
-            json!({ "id": format!("{prefix}-{version}"), "type": kind, "version": version })
-        })
+        [("q35", "pc-q35"), ("i440fx", "pc-i440fx")].map(
+            |(kind, prefix)| json!({ "id": format!("{prefix}-{version}"), "type": kind, "version": version }),
+        )
     });
     Ok(rows.collect::<Value>().into())
 }
 
 async fn cpus(_: Call) -> Answer {
-    let models = [("host", "default"), ("kvm64", "default"), ("max", "default"), ("x86-64-v2-AES", "GenuineIntel")];
+    let models =
+        [("host", "default"), ("kvm64", "default"), ("max", "default"), ("x86-64-v2-AES", "GenuineIntel")];
     let rows = models.iter().map(|(name, vendor)| json!({ "name": name, "vendor": vendor, "custom": 0 }));
     Ok(rows.collect::<Value>().into())
 }

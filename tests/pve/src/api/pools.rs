@@ -20,8 +20,7 @@ const CHANGES: &[Param] = &[
 const ALLOCATE: Allow = Allow::Has("/pool/{poolid}", &["Pool.Allocate"]);
 
 pub(crate) static ENDPOINTS: &[Endpoint] = &[
-    Endpoint::new("GET", "/pools", Allow::All, run!(list))
-        .takes(&[&[POOL.opt(), KIND.needs("poolid")]]),
+    Endpoint::new("GET", "/pools", Allow::All, run!(list)).takes(&[&[POOL.opt(), KIND.needs("poolid")]]),
     Endpoint::new("POST", "/pools", ALLOCATE, run!(make))
         .takes(&[&[Param::text("comment").opt(), POOL]])
         .protected(),
@@ -29,8 +28,12 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("DELETE", "/pools", ALLOCATE, run!(drop_pool)).takes(&[&[POOL]]).protected(),
     Endpoint::new("GET", "/pools/{poolid}", Allow::Special(may_see), run!(show))
         .takes(&[&[POOL.path(), KIND]]),
-    Endpoint::new("PUT", "/pools/{poolid}", ALLOCATE, run!(change)).takes(&[&[POOL.path()], CHANGES]).protected(),
-    Endpoint::new("DELETE", "/pools/{poolid}", ALLOCATE, run!(drop_pool)).takes(&[&[POOL.path()]]).protected(),
+    Endpoint::new("PUT", "/pools/{poolid}", ALLOCATE, run!(change))
+        .takes(&[&[POOL.path()], CHANGES])
+        .protected(),
+    Endpoint::new("DELETE", "/pools/{poolid}", ALLOCATE, run!(drop_pool))
+        .takes(&[&[POOL.path()]])
+        .protected(),
 ];
 
 fn may_see(

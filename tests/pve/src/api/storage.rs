@@ -25,10 +25,7 @@ const CHECKSUM: &[Param] = &[
 ];
 const CONTENT: Param = Param::choice("content", &["iso", "vztmpl", "import"]).format("pve-storage-content");
 const FILENAME: Param = Param::text("filename").max_len(255);
-const URL: &[Param] = &[
-    Param::text("url").matches("https?://.*"),
-    Param::flag("verify-certificates").opt(),
-];
+const URL: &[Param] = &[Param::text("url").matches("https?://.*"), Param::flag("verify-certificates").opt()];
 
 pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("GET", "/nodes/{node}/storage", Allow::All, run!(list))
@@ -47,10 +44,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
         .takes(&[NODE, &[STORAGE]])
         .protected(),
     Endpoint::new("GET", "/nodes/{node}/storage/{storage}/content", SEE, run!(content))
-        .takes(&[
-            NODE,
-            &[STORAGE, Param::named("content", "pve-storage-content").opt(), vmid("vmid").opt()],
-        ])
+        .takes(&[NODE, &[STORAGE, Param::named("content", "pve-storage-content").opt(), vmid("vmid").opt()]])
         .protected(),
     Endpoint::new(
         "POST",
@@ -70,14 +64,13 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     ])
     .protected(),
     Endpoint::new("GET", "/nodes/{node}/storage/{storage}/content/{volume*}", Allow::All, run!(volume))
-        .takes(&[NODE, &[STORAGE, Param::text("volume").path()]])
+        .takes(&[NODE, &[STORAGE.opt(), Param::text("volume").path()]])
         .protected(),
     Endpoint::new("DELETE", "/nodes/{node}/storage/{storage}/content/{volume*}", Allow::All, run!(delete))
-        .takes(&[NODE, &[
-            STORAGE,
-            Param::text("volume").path(),
-            Param::int("delay").min(1.0).max(30.0).opt(),
-        ]])
+        .takes(&[
+            NODE,
+            &[STORAGE.opt(), Param::text("volume").path(), Param::int("delay").min(1.0).max(30.0).opt()],
+        ])
         .protected(),
     Endpoint::new(
         "POST",
@@ -115,7 +108,11 @@ fn may_ask(access: &Access, who: &Identity, given: &serde_json::Map<String, Valu
     if may { Ok(()) } else { Err(Failure::forbidden_bare()) }
 }
 
-fn may_download(access: &Access, who: &Identity, given: &serde_json::Map<String, Value>) -> Result<(), Failure> {
+fn may_download(
+    access: &Access,
+    who: &Identity,
+    given: &serde_json::Map<String, Value>,
+) -> Result<(), Failure> {
     let storage = super::fill("/storage/{storage}", given);
     if !access.has(who, &storage, "Datastore.AllocateTemplate") {
         return Err(Failure::forbidden_bare());
@@ -210,7 +207,8 @@ async fn content(call: Call) -> Answer {
     if wanted("images") {
         let scope = storage.scope(&call.node);
         let images = world.images.iter().filter(|((on, id, _), _)| on == scope && *id == storage.id);
-        for (_, image) in images.filter(|(_, image)| owner.is_none_or(|owner| owner == u64::from(image.vmid))) {
+        for (_, image) in images.filter(|(_, image)| owner.is_none_or(|owner| owner == u64::from(image.vmid)))
+        {
             let used = image.file.metadata().map_or(0, |meta| meta.len().min(image.bytes));
             let parent = image.base.as_ref().map(|base| match storage.kind.has_files() {
                 true => format!("../{base}"),
@@ -246,7 +244,13 @@ fn file_row((volid, content, path): (String, &'static str, PathBuf)) -> Option<V
             other => other,
         },
         "import" => extension,
-        other => if other == "snippets" { "snippet" } else { "iso" },
+        other => {
+            if other == "snippets" {
+                "snippet"
+            } else {
+                "iso"
+            }
+        }
     };
     Some(json!({
         "volid": volid, "content": content, "format": format, "size": meta.len(), "ctime": since.as_secs(),
@@ -300,7 +304,9 @@ async fn delete(call: Call) -> Answer {
             ("images", Some(vmid)) if world.vms.contains_key(&vmid) => {
                 world.access.check(&call.who, &path, &["Datastore.AllocateSpace"])?;
                 if world.vms[&vmid].node == call.node {
-                    let text = format!("cannot remove image, a guest with VMID '{vmid}' exists!\nYou can delete the image from the guest's hardware pane");
+                    let text = format!(
+                        "cannot remove image, a guest with VMID '{vmid}' exists!\nYou can delete the image from the guest's hardware pane"
+                    );
                     return Err(Failure::died(text));
                 }
             }
@@ -387,7 +393,8 @@ async fn upload(call: Call) -> Answer {
     let temporary = call.args.text("tmpfilename").to_owned();
     let from = real_path(&call.sim, &temporary);
     let checksum = wanted_checksum(&call);
-    let import = (call.args.text("content") == "import").then(|| name.rsplit('.').next().unwrap_or("").to_owned());
+    let import =
+        (call.args.text("content") == "import").then(|| name.rsplit('.').next().unwrap_or("").to_owned());
     let node = call.node.clone();
     call.task("imgcopy", "", move |worker| async move {
         worker.log(format!("starting file import from: {temporary}"));

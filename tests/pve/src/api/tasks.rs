@@ -9,9 +9,9 @@ use crate::access::Identity;
 use crate::answer::{Answer, Failure, Reply, nothing};
 use crate::schema::{Param, split_list};
 use crate::sim::{Call, Sim};
+use crate::worker;
 use crate::world::World;
 use crate::world::task::{Task, Upid};
-use crate::worker;
 
 const UPID: &[Param] = &[Param::text("upid").path()];
 

@@ -96,10 +96,8 @@ async fn redirect(sim: &Sim, stream: TcpStream) {
     };
     let plain = head.method == "GET" || head.method == "HEAD";
     let (status, text) = if plain { (301, "Moved Permanently") } else { (308, "Permanent Redirect") };
-    let host = head.header("host").map_or_else(
-        || format!("{}:{address}", sim.world().home),
-        |host| host.to_owned(),
-    );
+    let host =
+        head.header("host").map_or_else(|| format!("{}:{address}", sim.world().home), |host| host.to_owned());
     let mut response = Response::plain(status, text);
     response.location = Some(format!("https://{host}{}", head.path));
     let _ = wire.stream.write_all(&response.into_bytes(false, false)).await;
@@ -384,7 +382,11 @@ async fn finish_json(sim: &Sim, answer: Answer) -> Next {
         }
         Ok(Reply::Data(data)) => Next::Answer(Response::json(200, "OK", &json!({ "data": data })), true),
         Ok(Reply::List(data, total)) => {
-            let body = json!({ "data": data, "total": total });
+            let mut body = json!({ "data": data });
+            // Nothing is false to Perl, so it is left out.
+            if total > 0 {
+                body["total"] = json!(total);
+            }
             Next::Answer(Response::json(200, "OK", &body), true)
         }
         Err(failure) => {

@@ -22,9 +22,7 @@ pub(crate) fn percent_decode(text: &str, plus: bool) -> String {
         }
         at += 1;
     }
-    String::from_utf8(out).unwrap_or_else(|error| {
-        error.into_bytes().into_iter().map(char::from).collect()
-    })
+    String::from_utf8(out).unwrap_or_else(|error| error.into_bytes().into_iter().map(char::from).collect())
 }
 
 /// Reads a form: `&` and `;` separate, a second `=` cuts the value, a repeated key makes a list.

@@ -35,9 +35,8 @@ const NEWLINE: &str = r"\r?\n";
 impl Upload {
     pub(crate) fn new(boundary: &str) -> Self {
         let delimiter = format!("--{}{NEWLINE}", regex::escape(boundary));
-        let filename = format!(
-            r#"(?s-u)^{delimiter}Content-Disposition: (.*?); name="(.*?)"; filename="([^"]+)""#
-        );
+        let filename =
+            format!(r#"(?s-u)^{delimiter}Content-Disposition: (.*?); name="(.*?)"; filename="([^"]+)""#);
         Self {
             closing: format!("--{boundary}--").into_bytes(),
             buffer: Vec::new(),
@@ -215,7 +214,8 @@ mod tests {
 
     #[test]
     fn other_orders_and_names_die_as_in_perl() {
-        let swapped = field("content", "iso") + &field("checksum", "ab") + &field("checksum-algorithm", "md5");
+        let swapped =
+            field("content", "iso") + &field("checksum", "ab") + &field("checksum-algorithm", "md5");
         let error = run(&[&(swapped + &file("D") + "--b--")]).unwrap_err();
         assert!(error.starts_with("wrong Content-Disposition") && error.contains('\r'));
         let extra = field("content", "iso") + &field("comment", "x") + &file("D") + "--b--";

@@ -42,7 +42,10 @@ impl Response {
 
     /// Proxmox replaces an answer whose reason has a carriage return by an empty "Bad Request".
     fn checked(self) -> Self {
-        if self.reason.contains('\r') { Self::new(400, "Bad Request") } else { self }
+        if !self.reason.contains('\r') {
+            return self;
+        }
+        Self { content_type: self.content_type, ..Self::new(400, "Bad Request") }
     }
 
     /// The whole answer.

@@ -63,9 +63,7 @@ fn is(name: &str, text: &str) -> bool {
         "pve-configid" => "(?i:[a-z][a-z0-9_-]+)",
         "pve-cpuset" => "\\s*\\d+(?:-\\d+)?\\s*(?:,\\s*\\d+(?:-\\d+)?\\s*)*",
         "pve-groupid" | "pve-roleid" => "[A-Za-z0-9._-]+",
-        "pve-hotplug-features" => {
-            "(?:[01]|(?:[\\s,;]*(?:network|disk|cpu|memory|usb|cloudinit))+[\\s,;]*)"
-        }
+        "pve-hotplug-features" => "(?:[01]|(?:[\\s,;]*(?:network|disk|cpu|memory|usb|cloudinit))+[\\s,;]*)",
         "pve-node" => "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?",
         "pve-phys-bits" => "(?:host|[89]|[1-5][0-9]|6[0-4])",
         "pve-poolid" => "[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+){0,2}",
@@ -85,7 +83,8 @@ fn is(name: &str, text: &str) -> bool {
         "pve-userid" => "[^\\s:/]+@[A-Za-z][A-Za-z0-9._-]+",
         "pve-vmid" => "[1-9][0-9]{2,8}",
         "urlencoded" => "[-%a-zA-Z0-9_.!~*'()]*",
-        unknown => unreachable!("the table names a format that is not here: {unknown}"),
+        // Only the published schema names others, for calls that are not simulated.
+        _ => return true,
     };
     matches_pattern(pattern, text)
 }
@@ -105,9 +104,7 @@ fn is_network(text: &str, v4: bool) -> bool {
 }
 
 fn is_volume_id(text: &str) -> bool {
-    text.split_once(':').is_some_and(|(storage, rest)| {
-        is("pve-storage-id", storage) && !rest.is_empty()
-    })
+    text.split_once(':').is_some_and(|(storage, rest)| is("pve-storage-id", storage) && !rest.is_empty())
 }
 
 fn complaint(name: &str, text: &str) -> String {

@@ -13,4 +13,4 @@ pub(crate) mod vm;
 pub(crate) use format::split_list;
 pub(crate) use param::{Format, Kind, Param};
 pub(crate) use property::{parse_property, print_property};
-pub(crate) use validate::{Arg, Args, validate};
+pub(crate) use validate::{Arg, Args, NOT_DEFINED, validate};

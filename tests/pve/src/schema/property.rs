@@ -10,10 +10,7 @@ use super::param::Kind;
 ///
 /// # Errors
 /// The server's text, a newline at its end.
-pub(crate) fn parse_property(
-    keys: &[Param],
-    text: &str,
-) -> Result<BTreeMap<String, String>, String> {
+pub(crate) fn parse_property(keys: &[Param], text: &str) -> Result<BTreeMap<String, String>, String> {
     let default = keys.iter().find(|key| key.default_key).map(|key| key.name);
     let mut found = BTreeMap::new();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
@@ -100,10 +97,7 @@ mod tests {
         assert_eq!(net["firewall"], "1");
         let mut net = net;
         net.insert("macaddr".into(), "BC:24:11:00:00:01".into());
-        assert_eq!(
-            print_property(vm::NET, &net),
-            "virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1"
-        );
+        assert_eq!(print_property(vm::NET, &net), "virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1");
         let again = parse_property(vm::NET, "virtio=BC:24:11:00:00:01,bridge=vmbr0").unwrap();
         assert_eq!(again["macaddr"], "BC:24:11:00:00:01");
         let disk = parse_property(vm::VIRTIO, "local:9/x.raw,iothread=on,discard=on").unwrap();

@@ -162,8 +162,9 @@ fn check_text(param: &Param, major: u8, path: &str, text: &str) -> Result<(), St
         Format::Name(name) => {
             check_format(name, text, major).map_err(|error| format!("invalid format - {error}"))?;
         }
-        Format::Keys(keys) => check_keys(keys, major, path, text)
-            .map_err(|error| format!("invalid format - {error}"))?,
+        Format::Keys(keys) => {
+            check_keys(keys, major, path, text).map_err(|error| format!("invalid format - {error}"))?
+        }
     }
     if let Some(pattern) = param.pattern
         && !matches_pattern(pattern, text)
@@ -207,12 +208,7 @@ fn check_limits(param: &Param, text: &str) -> Result<(), String> {
 }
 
 /// Checks a property string; the text lists every wrong key below the name of the parameter.
-pub(crate) fn check_keys(
-    keys: &[Param],
-    major: u8,
-    path: &str,
-    text: &str,
-) -> Result<(), String> {
+pub(crate) fn check_keys(keys: &[Param], major: u8, path: &str, text: &str) -> Result<(), String> {
     let values = parse_property(keys, text)?;
     let mut errors = String::new();
     let mut add = |key: &str, error: &str| {
@@ -241,8 +237,8 @@ pub(crate) fn check_keys(
 pub(crate) fn matches_pattern(pattern: &'static str, text: &str) -> bool {
     static COMPILED: LazyLock<Mutex<BTreeMap<&'static str, Regex>>> = LazyLock::new(Mutex::default);
     let mut compiled = COMPILED.lock().expect("no pattern panics");
-    let regex = compiled.entry(pattern).or_insert_with(|| {
-        Regex::new(&format!("^{pattern}\n?$")).expect("the table's patterns are correct")
-    });
+    let regex = compiled
+        .entry(pattern)
+        .or_insert_with(|| Regex::new(&format!("^{pattern}\n?$")).expect("the table's patterns are correct"));
     regex.is_match(text)
 }

@@ -17,7 +17,6 @@ macro_rules! drive {
         &[
             FILE,
             VOLUME,
-            IMPORT,
             SIZE,
             IMAGE_FORMAT,
             Param::choice("aio", &["native", "threads", "io_uring"]).opt(),
@@ -67,9 +66,12 @@ const SSD: Param = Param::flag("ssd").opt();
 const IOTHREAD: Param = Param::flag("iothread").opt();
 const READ_ONLY: Param = Param::flag("ro").opt();
 
-const IDE: &[Param] = drive![SSD, WWN, Param::named("model", "urlencoded").max_len(120).opt()];
-const SATA: &[Param] = drive![SSD, WWN];
+const MODEL: Param = Param::named("model", "urlencoded").max_len(120).opt();
+const CDROM: &[Param] = drive![SSD, WWN, MODEL];
+const IDE: &[Param] = drive![IMPORT, SSD, WWN, MODEL];
+const SATA: &[Param] = drive![IMPORT, SSD, WWN];
 const SCSI: &[Param] = drive![
+    IMPORT,
     SSD,
     WWN,
     IOTHREAD,
@@ -79,7 +81,7 @@ const SCSI: &[Param] = drive![
     Param::text("vendor").matches("[A-Za-z0-9\\-_\\s]{0,8}").opt(),
     Param::text("product").matches("[A-Za-z0-9\\-_\\s]{0,16}").opt(),
 ];
-pub(crate) const VIRTIO: &[Param] = drive![IOTHREAD, READ_ONLY];
+pub(crate) const VIRTIO: &[Param] = drive![IMPORT, IOTHREAD, READ_ONLY];
 
 const EFIDISK: &[Param] = &[
     FILE,
@@ -213,8 +215,20 @@ const VGA: &[Param] = &[
     Param::choice(
         "type",
         &[
-            "cirrus", "qxl", "qxl2", "qxl3", "qxl4", "none", "serial0", "serial1", "serial2", "serial3",
-            "std", "virtio", "virtio-gl", "vmware",
+            "cirrus",
+            "qxl",
+            "qxl2",
+            "qxl3",
+            "qxl4",
+            "none",
+            "serial0",
+            "serial1",
+            "serial2",
+            "serial3",
+            "std",
+            "virtio",
+            "virtio-gl",
+            "vmware",
         ],
     )
     .opt()
@@ -248,14 +262,10 @@ const NUMA: &[Param] = &[
     Param::number("memory").opt(),
     Param::choice("policy", &["preferred", "bind", "interleave"]).opt(),
 ];
-const IVSHMEM: &[Param] = &[
-    Param::text("name").matches("[a-zA-Z0-9\\-]+").opt(),
-    Param::int("size").min(1.0),
-];
-const SPICE: &[Param] = &[
-    Param::flag("foldersharing").opt(),
-    Param::choice("videostreaming", &["off", "all", "filter"]).opt(),
-];
+const IVSHMEM: &[Param] =
+    &[Param::text("name").matches("[a-zA-Z0-9\\-]+").opt(), Param::int("size").min(1.0)];
+const SPICE: &[Param] =
+    &[Param::flag("foldersharing").opt(), Param::choice("videostreaming", &["off", "all", "filter"]).opt()];
 /// The keys of `usbN`.
 pub(crate) const USB: &[Param] = &[
     Param::text("host")
@@ -345,7 +355,7 @@ pub(crate) const OPTIONS: &[Param] = &[
     Param::choice("bios", &["seabios", "ovmf"]).opt(),
     Param::keys("boot", BOOT).opt(),
     Param::named("bootdisk", "pve-qm-bootdisk").matches("(ide|sata|scsi|virtio)\\d+").opt(),
-    Param::keys("cdrom", IDE).opt(),
+    Param::keys("cdrom", CDROM).opt(),
     Param::keys("cicustom", CICUSTOM).opt(),
     Param::text("cipassword").opt(),
     Param::choice("citype", &["configdrive2", "nocloud", "opennebula"]).opt(),
@@ -401,9 +411,7 @@ pub(crate) const OPTIONS: &[Param] = &[
     Param::int("sockets").min(1.0).opt(),
     Param::keys("spice_enhancements", SPICE).opt(),
     Param::named("sshkeys", "urlencoded").opt(),
-    Param::text("startdate")
-        .matches("(now|\\d{4}-\\d{1,2}-\\d{1,2}(T\\d{1,2}:\\d{1,2}:\\d{1,2})?)")
-        .opt(),
+    Param::text("startdate").matches("(now|\\d{4}-\\d{1,2}-\\d{1,2}(T\\d{1,2}:\\d{1,2}:\\d{1,2})?)").opt(),
     Param::named("startup", "pve-startup-order").opt(),
     Param::flag("tablet").opt(),
     Param::named("tags", "pve-tag-list").opt(),
@@ -416,9 +424,7 @@ pub(crate) const OPTIONS: &[Param] = &[
     Param::keys("vga", VGA).opt(),
     Param::keys("virtio", VIRTIO).up_to(15).opt(),
     Param::keys("virtiofs", VIRTIOFS).up_to(9).opt(),
-    Param::text("vmgenid")
-        .matches("(?:[a-fA-F0-9]{8}(?:-[a-fA-F0-9]{4}){3}-[a-fA-F0-9]{12}|[01])")
-        .opt(),
+    Param::text("vmgenid").matches("(?:[a-fA-F0-9]{8}(?:-[a-fA-F0-9]{4}){3}-[a-fA-F0-9]{12}|[01])").opt(),
     Param::named("vmstatestorage", "pve-storage-id").opt(),
     Param::keys("watchdog", WATCHDOG).opt(),
 ];

@@ -148,10 +148,13 @@ impl Config {
     pub(crate) fn boot_disk(&self) -> Option<Drive> {
         let drives = drives(&self.keys);
         let disks: Vec<&(String, Drive)> = drives.iter().filter(|(_, drive)| !drive.is_cdrom()).collect();
-        let first = self.boot_order().into_iter().find_map(|name| {
-            disks.iter().find(|(key, _)| *key == name).map(|(_, drive)| drive.clone())
-        });
-        first.or_else(|| disks.first().map(|(_, drive)| drive.clone()).filter(|_| self.boot_order().is_empty()))
+        let first = self
+            .boot_order()
+            .into_iter()
+            .find_map(|name| disks.iter().find(|(key, _)| *key == name).map(|(_, drive)| drive.clone()));
+        first.or_else(|| {
+            disks.first().map(|(_, drive)| drive.clone()).filter(|_| self.boot_order().is_empty())
+        })
     }
 }
 
@@ -171,9 +174,9 @@ pub(crate) fn default_boot(keys: &Keys) -> String {
 }
 
 fn is_bus(key: &str) -> bool {
-    ["ide", "sata", "scsi", "virtio"].iter().any(|bus| {
-        key.strip_prefix(bus).is_some_and(|rest| rest.parse::<u8>().is_ok())
-    })
+    ["ide", "sata", "scsi", "virtio"]
+        .iter()
+        .any(|bus| key.strip_prefix(bus).is_some_and(|rest| rest.parse::<u8>().is_ok()))
 }
 
 /// Whether `key` is a disk, CD-ROM, EFI or TPM drive.

@@ -9,6 +9,7 @@ pub(crate) mod task;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -21,7 +22,6 @@ use storage::{Image, Images, Storage, content_folder, content_of, split_linked};
 use task::{Task, Upid};
 
 /// A VM: its configuration, and the machine while one runs.
-#[derive(Default)]
 pub(crate) struct Vm {
     pub(crate) node: String,
     pub(crate) config: Config,
@@ -30,6 +30,20 @@ pub(crate) struct Vm {
     pub(crate) started_with: config::Keys,
     /// The agent hangs since a call with characters that it cannot bear.
     pub(crate) agent_hangs: bool,
+    pub(crate) made: Instant,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            config: Config::default(),
+            machine: None,
+            started_with: config::Keys::new(),
+            agent_hangs: false,
+            made: Instant::now(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Vm {

@@ -183,11 +183,7 @@ impl WorldSpec {
         let root = User { password: Some(self.root_password.clone()), ..User::default() };
         access.users.insert("root@pam".into(), root);
         for user in &self.users {
-            let made = User {
-                password: user.password.clone(),
-                disabled: user.disabled,
-                ..User::default()
-            };
+            let made = User { password: user.password.clone(), disabled: user.disabled, ..User::default() };
             access.users.insert(user.id.clone(), made);
         }
         for token in &self.tokens {

@@ -245,7 +245,12 @@ pub(crate) fn free_leaf(
         .filter(|((in_scope, id, _), image)| in_scope == scope && *id == storage.id && image.vmid == vmid)
         .map(|((.., leaf), _)| {
             let name = file_name(leaf);
-            name.split('.').next().unwrap_or(name).trim_start_matches("base-").trim_start_matches("vm-").into()
+            name.split('.')
+                .next()
+                .unwrap_or(name)
+                .trim_start_matches("base-")
+                .trim_start_matches("vm-")
+                .into()
         })
         .collect();
     let free = (0..).find(|number| !taken.contains(&format!("{vmid}-disk-{number}")));
@@ -260,11 +265,7 @@ pub(crate) fn leaf_for(kind: StorageKind, vmid: u32, name: &str, format: &str) -
 
 /// The leaf of the base volume that a disk becomes.
 pub(crate) fn base_leaf(kind: StorageKind, leaf: &str) -> String {
-    if kind.has_files() {
-        leaf.replacen("/vm-", "/base-", 1)
-    } else {
-        leaf.replacen("vm-", "base-", 1)
-    }
+    if kind.has_files() { leaf.replacen("/vm-", "/base-", 1) } else { leaf.replacen("vm-", "base-", 1) }
 }
 
 /// The file below `root` that holds an image.

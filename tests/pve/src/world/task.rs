@@ -67,14 +67,7 @@ pub(crate) struct Task {
 
 impl Task {
     pub(crate) fn new(upid: Upid) -> Self {
-        Self {
-            upid,
-            log: Vec::new(),
-            end: None,
-            warnings: 0,
-            cancel: watch::Sender::new(false),
-            abort: None,
-        }
+        Self { upid, log: Vec::new(), end: None, warnings: 0, cancel: watch::Sender::new(false), abort: None }
     }
 
     /// Ends the task as its worker's result says.

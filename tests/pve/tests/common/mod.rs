@@ -73,7 +73,10 @@ impl Connection {
 
     async fn more(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
-        matches!(tokio::time::timeout(Duration::from_secs(30), read).await.expect("an end within 30 s"), Ok(1..))
+        matches!(
+            tokio::time::timeout(Duration::from_secs(30), read).await.expect("an end within 30 s"),
+            Ok(1..)
+        )
     }
 
     /// The next answer; none when the connection ends without one.
@@ -186,7 +189,8 @@ impl Client {
     pub async fn finish(&self, node: &str, upid: &Value) -> String {
         let upid = escape(upid.as_str().expect("a UPID"));
         for _ in 0..3000 {
-            let status = self.call("GET", &format!("/nodes/{node}/tasks/{upid}/status"), Value::Null).await.data();
+            let status =
+                self.call("GET", &format!("/nodes/{node}/tasks/{upid}/status"), Value::Null).await.data();
             if let Some(end) = status["exitstatus"].as_str() {
                 return end.to_owned();
             }

@@ -61,7 +61,8 @@ impl Guest for Tiny {
             printed if printed.contains("\\377") => slow(out(b"\xff\xfe\0A\n")),
             loops if loops.starts_with("i=0") => slow(out(&[b'0'; 101_000])),
             megabytes if megabytes.starts_with("dd ") => {
-                let count: usize = megabytes.split("count=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+                let count: usize =
+                    megabytes.split("count=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
                 slow(out(&vec![b'a'; count << 20]))
             }
             other => panic!("the transcripts do not run {other}"),

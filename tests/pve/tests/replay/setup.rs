@@ -67,6 +67,7 @@ impl Replay {
                 self.limited_secret = made["value"].as_str().unwrap().into();
             }
             ("02", 1) => {
+                self.root.done("PUT", "/pools/build", json!({ "comment": "test pool" })).await;
                 let no_disk = json!({ "ide2": null, "boot": null, "net0": null, "agent": 1 });
                 self.make(tiny(110, "tiny", no_disk)).await;
                 let inv = json!({
@@ -97,12 +98,17 @@ impl Replay {
                 self.heeds(false);
                 self.power(110, "start").await;
             }
+            ("05", 171) => {
+                self.agent(true);
+                self.heeds(true);
+            }
             ("05", 176) => {
                 self.agent(true);
                 self.power(110, "start").await;
             }
             ("05", 184) => {
-                self.change(110, json!({ "delete": "agent,serial0" })).await;
+                self.heeds(false);
+                self.change(110, json!({ "delete": "agent" })).await;
                 self.power(110, "start").await;
             }
             ("06", 1) => {
@@ -115,7 +121,7 @@ impl Replay {
             }
             ("06", 90) => self.power(500, "start").await,
             ("06", 114) => self.power(500, "stop").await,
-            ("06", 117) => self.change(500, json!({ "net0": "virtio,bridge=vmbr0" })).await,
+            ("06", 117) => self.change(500, json!({ "net0": "virtio,bridge=vmbr0", "agent": 1 })).await,
             ("06", 178) => {
                 let params = |vmid| json!({ "vmid": vmid, "kvm": 0, "memory": 64 });
                 self.make(params(882)).await;
@@ -138,6 +144,7 @@ impl Replay {
                 self.power(400, "start").await;
             }
             ("07", 3) => self.power(400, "stop").await,
+            ("07", 96) => self.change(410, json!({ "protection": 0 })).await,
             ("07", 105) => {
                 for vmid in [411, 412, 413, 414, 415] {
                     self.change(vmid, json!({ "protection": 0 })).await;
@@ -153,6 +160,11 @@ impl Replay {
                 self.told(110).await;
                 self.make(json!({ "vmid": 800, "name": "l", "kvm": 0, "memory": 128, "virtio0": "local:1,format=raw" })).await;
             }
+            ("09", 27 | 29 | 31 | 33) => {
+                let ticket = self.ticket().await;
+                let params = json!({ "delete": "lock", "skiplock": 1 });
+                ticket.done("PUT", "/nodes/pve1/qemu/800/config", params).await;
+            }
             ("09", 35) => {
                 let ticket = self.ticket().await;
                 let params = json!({ "delete": "lock", "skiplock": 1 });
@@ -167,6 +179,14 @@ impl Replay {
             }
             ("10", 1) => self.make(tiny(850, "console", json!({ "ide2": null, "boot": null }))).await,
             ("10", 4) => self.power(850, "start").await,
+            // The recorded console had been waiting for almost its 10 s.
+            ("10", 45) => {
+                let path = "/nodes/pve1/qemu/850/vncproxy";
+                let made = self.root.call("POST", path, json!({ "websocket": 1 })).await.data();
+                let text = |key: &str| made[key].as_str().unwrap().to_owned();
+                self.known.ports.insert("5903".into(), text("port"));
+                self.known.tickets.insert(text("port"), text("ticket"));
+            }
             ("12", 9) => {
                 for vmid in [870, 871] {
                     self.make(json!({ "vmid": vmid, "kvm": 0, "memory": 64 })).await;
@@ -177,6 +197,11 @@ impl Replay {
                 self.change(870, json!({ "delete": "cores" })).await;
             }
             ("13", 1) => self.alias_and_candidate().await,
+            ("13", 53) => {
+                self.change(622, json!({ "protection": 0 })).await;
+                self.destroy(622).await;
+            }
+            ("04", 1) => self.root.done("PUT", "/pools/build", json!({ "comment": "test pool" })).await,
             ("04", _) => self.free_vmid(exchange).await,
             _ => {}
         }
@@ -245,10 +270,25 @@ impl Replay {
 /// The rights that the limited token lacks or has beside its usual ones, out of the note.
 pub fn changed_rights(note: &str) -> (Vec<String>, Vec<String>) {
     let all = [
-        "VM.Allocate", "VM.Audit", "VM.Clone", "VM.Config.CDROM", "VM.Config.CPU", "VM.Config.Cloudinit",
-        "VM.Config.Disk", "VM.Config.HWType", "VM.Config.Memory", "VM.Config.Network", "VM.Config.Options",
-        "VM.Console", "VM.Monitor", "VM.PowerMgmt", "Datastore.AllocateSpace", "Datastore.AllocateTemplate",
-        "Datastore.Audit", "SDN.Use", "Sys.Audit",
+        "VM.Allocate",
+        "VM.Audit",
+        "VM.Clone",
+        "VM.Config.CDROM",
+        "VM.Config.CPU",
+        "VM.Config.Cloudinit",
+        "VM.Config.Disk",
+        "VM.Config.HWType",
+        "VM.Config.Memory",
+        "VM.Config.Network",
+        "VM.Config.Options",
+        "VM.Console",
+        "VM.Monitor",
+        "VM.PowerMgmt",
+        "Datastore.AllocateSpace",
+        "Datastore.AllocateTemplate",
+        "Datastore.Audit",
+        "SDN.Use",
+        "Sys.Audit",
     ];
     let mut without = Vec::new();
     if let Some(rest) = note.split(" without ").nth(1) {
@@ -261,10 +301,11 @@ pub fn changed_rights(note: &str) -> (Vec<String>, Vec<String>) {
         if rest.contains("AllocateSpace and Audit") {
             without.retain(|name| name.starts_with("Datastore"));
         }
-        if rest.starts_with("rights there") {
+        if rest == "rights there" {
             without.push("VM.Config.Disk".into());
         }
     }
-    let with = if note.contains("with Sys.AccessNetwork") { vec!["Sys.AccessNetwork".into()] } else { Vec::new() };
+    let with =
+        if note.contains("with Sys.AccessNetwork") { vec!["Sys.AccessNetwork".into()] } else { Vec::new() };
     (without, with)
 }

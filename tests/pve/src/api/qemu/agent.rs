@@ -19,11 +19,8 @@ use crate::sim::Call;
 
 const AUDIT: Allow = Allow::Agent(&["VM.GuestAgent.Audit", "VM.GuestAgent.Unrestricted"]);
 const FREEZE: Allow = Allow::Agent(&["VM.GuestAgent.FileSystemMgmt", "VM.GuestAgent.Unrestricted"]);
-const FREEZE_STATE: Allow = Allow::Agent(&[
-    "VM.GuestAgent.Audit",
-    "VM.GuestAgent.FileSystemMgmt",
-    "VM.GuestAgent.Unrestricted",
-]);
+const FREEZE_STATE: Allow =
+    Allow::Agent(&["VM.GuestAgent.Audit", "VM.GuestAgent.FileSystemMgmt", "VM.GuestAgent.Unrestricted"]);
 const POWER: Allow = Allow::Agent(&["VM.PowerMgmt", "VM.GuestAgent.Unrestricted"]);
 const ALL: Allow = Allow::Agent(&["VM.GuestAgent.Unrestricted"]);
 const READ: Allow = Allow::Agent(&["VM.GuestAgent.FileRead", "VM.GuestAgent.Unrestricted"]);
@@ -98,7 +95,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
             NODE_VM,
             &[
                 Param::text("file"),
-                Param::int("count").min(0.0).max(16_777_216.0).opt().since(9),
+                Param::int("count").min(1.0).max(16_777_216.0).opt().since(9),
                 Param::flag("decode").opt().since(9),
                 Param::int("offset").min(0.0).opt().since(9),
             ],
@@ -147,9 +144,9 @@ impl Agent {
             (machine, has_agent_port(vm))
         };
         let waiting = call.sim.agent_socket(vmid).lock_owned();
-        let socket = tokio::time::timeout(call.sim.clock.span(3.0), waiting).await.map_err(|_| {
-            format!("unable to connect to VM {vmid} qga socket - timeout after 31 retries")
-        })?;
+        let socket = tokio::time::timeout(call.sim.clock.span(3.0), waiting)
+            .await
+            .map_err(|_| format!("unable to connect to VM {vmid} qga socket - timeout after 31 retries"))?;
         let agent = Self { call, machine, socket };
         let silent = !port || agent.hangs();
         let answered = !silent && {
@@ -178,9 +175,7 @@ impl Agent {
         let limit = self.call.sim.clock.span(seconds);
         match self.machine.agent(command, arguments, limit).await {
             Err(AgentError::Timeout) => Err(self.timed_out(command)),
-            Err(AgentError::NotRunning) => {
-                Err(format!("VM {} is not running", self.call.args.vmid()).into())
-            }
+            Err(AgentError::NotRunning) => Err(format!("VM {} is not running", self.call.args.vmid()).into()),
             other => Ok(other),
         }
     }

@@ -13,8 +13,8 @@ use crate::api::{Allow, Endpoint, NODE_VM, run};
 use crate::disk::Disks;
 use crate::schema::{Args, Param, parse_property, split_list, vm};
 use crate::sim::Call;
-use crate::world::config::{Config, Drive, drives, is_drive, tidy_tags};
 use crate::worker::Worker;
+use crate::world::config::{Config, Drive, drives, is_drive, tidy_tags};
 
 const CONTROL: &[Param] = &[
     Param::text("delete").format("pve-configid-list").opt(),
@@ -83,7 +83,7 @@ async fn post(call: Call) -> Answer {
     check_state(&call, &plan)?;
     let id = plan.vmid.to_string();
     let upid = call.fork("qmconfig", &id, move |worker: Worker| async move {
-        worker.log(format!("update VM {}: {}", plan.vmid, plan.shown));
+        log_change(&worker, &format!("update VM {}: {}", plan.vmid, plan.shown));
         worker.fault_point().await?;
         let disks = Disks { sim: &worker.sim, node: &plan.node, task: Some(&worker) };
         let result = apply(disks, &plan).await.map_err(|failure| failure.text());
@@ -104,6 +104,16 @@ async fn post(call: Call) -> Answer {
         waited += 0.1;
     }
     Ok(json!(upid).into())
+}
+
+/// Perl prints wide characters with a warning, and the log shows their bytes.
+fn log_change(worker: &Worker, line: &str) {
+    if line.chars().any(|c| c > '\u{ff}') {
+        worker.log("Wide character in print at /usr/share/perl5/PVE/API2/Qemu.pm line 2160.");
+        worker.log(line.bytes().map(char::from).collect::<String>());
+    } else {
+        worker.log(line);
+    }
 }
 
 fn plan(call: &Call) -> Result<Plan, Failure> {
@@ -314,7 +324,11 @@ async fn set_key(disks: Disks<'_>, plan: &Plan, key: &str, value: &str) -> Resul
     }
     with_config(disks, vmid, |config| {
         config.deleted.remove(key);
-        if config.get(key) == Some(stored.as_str()) {
+        if key == "description" && stored.is_empty() {
+            // It is kept as comment lines, of which there are none then.
+            config.pending.remove(key);
+            config.keys.remove(key);
+        } else if config.get(key) == Some(stored.as_str()) {
             config.pending.remove(key);
         } else {
             config.pending.insert(key.into(), stored);

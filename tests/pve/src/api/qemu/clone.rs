@@ -184,11 +184,14 @@ async fn copy(worker: &Worker, plan: &Plan, made: &mut Vec<String>) -> Result<()
         if !drive.has_volume() || drive.is_cdrom() && !drive.is_cloud_init() {
             continue;
         }
-        let new = copy_drive(disks, plan, &key, &drive).await.map_err(|error| format!("clone failed: {error}"))?;
+        let new =
+            copy_drive(disks, plan, &key, &drive).await.map_err(|error| format!("clone failed: {error}"))?;
         made.push(new.file.clone());
         keys.insert(key.clone(), new.print(&key));
     }
-    keys.retain(|key, _| !key.starts_with("unused") && !["lock", "template", "parent", "snaptime"].contains(&key.as_str()));
+    keys.retain(|key, _| {
+        !key.starts_with("unused") && !["lock", "template", "parent", "snaptime"].contains(&key.as_str())
+    });
     rename(&mut keys, plan);
     let mut world = worker.sim.world();
     let vm = world.vms.get_mut(&plan.to).ok_or("the configuration is gone")?;
@@ -229,7 +232,8 @@ fn rename(keys: &mut Keys, plan: &Plan) {
         parts.remove("macaddr");
         *value = with_mac(key, &print_property(vm::NET, &parts));
     }
-    let mut smbios = keys.get("smbios1").and_then(|text| parse_property(vm::SMBIOS, text).ok()).unwrap_or_default();
+    let mut smbios =
+        keys.get("smbios1").and_then(|text| parse_property(vm::SMBIOS, text).ok()).unwrap_or_default();
     smbios.insert("uuid".into(), random::uuid());
     keys.insert("smbios1".into(), print_property(vm::SMBIOS, &smbios));
     if keys.contains_key("vmgenid") {

@@ -28,12 +28,14 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
 async fn list(call: Call) -> Answer {
     let world = call.sim.world();
     let config = &world.vm(&call.node, call.args.vmid())?.config;
-    let names = ["cicustom", "cipassword", "citype", "ciupgrade", "ciuser", "nameserver", "searchdomain", "sshkeys"];
+    let names =
+        ["cicustom", "cipassword", "citype", "ciupgrade", "ciuser", "nameserver", "searchdomain", "sshkeys"];
     let known = |key: &String| names.contains(&key.as_str()) || key.starts_with("ipconfig");
     let merged = config.merged();
-    let rows = merged.iter().filter(|(key, _)| known(key)).map(|(key, value)| {
-        json!({ "key": key, "value": typed(key, value) })
-    });
+    let rows = merged
+        .iter()
+        .filter(|(key, _)| known(key))
+        .map(|(key, value)| json!({ "key": key, "value": typed(key, value) }));
     Ok(rows.collect::<Value>().into())
 }
 

@@ -82,7 +82,8 @@ const ROOT_ONLY: &[&str] =
 async fn monitor(call: Call) -> Answer {
     let vmid = call.args.vmid();
     let command = call.args.text("command").to_owned();
-    let (first, major) = (command.split_whitespace().next().unwrap_or_default(), call.sim.world().release.major());
+    let (first, major) =
+        (command.split_whitespace().next().unwrap_or_default(), call.sim.world().release.major());
     if !["info", "help", ""].contains(&first) {
         if major >= 9 && ROOT_ONLY.contains(&first) && !call.who.is_root() {
             return Err(Failure::forbidden_bare());
@@ -109,14 +110,19 @@ async fn vnc_proxy(call: Call) -> Answer {
     if let Some(machine) = machine {
         machine.set_vnc_password(&password).await?;
     }
-    let (port, upid) = proxy(&call, "vncproxy", Waiting {
-        ticket: ticket.clone(),
-        who: call.who.full(),
-        vmid,
-        socket,
-        terminal: false,
-        taken: None,
-    })?;
+    let (port, upid) = proxy(
+        &call,
+        "vncproxy",
+        Waiting {
+            ticket: ticket.clone(),
+            who: call.who.full(),
+            vmid,
+            socket,
+            terminal: false,
+            taken: None,
+            over: false,
+        },
+    )?;
     let cert = call.sim.certificate.lock().expect("no holder panics").pem.clone();
     Ok(json!({
         "user": call.who.full(), "ticket": ticket, "password": password, "port": port.to_string(),
@@ -139,14 +145,19 @@ async fn term_proxy(call: Call) -> Answer {
         vm.running().and_then(|machine| machine.serial_socket(number)).unwrap_or_default()
     };
     let ticket = format!("PVEVNC:{:08X}::{}", call.sim.clock.now(), random::hex(32));
-    let (port, upid) = proxy(&call, "vncproxy", Waiting {
-        ticket: ticket.clone(),
-        who: call.who.full(),
-        vmid,
-        socket,
-        terminal: true,
-        taken: None,
-    })?;
+    let (port, upid) = proxy(
+        &call,
+        "vncproxy",
+        Waiting {
+            ticket: ticket.clone(),
+            who: call.who.full(),
+            vmid,
+            socket,
+            terminal: true,
+            taken: None,
+            over: false,
+        },
+    )?;
     Ok(json!({ "user": call.who.full(), "ticket": ticket, "port": port.to_string(), "upid": upid }).into())
 }
 
@@ -160,17 +171,17 @@ fn proxy(call: &Call, kind: &str, mut waiting: Waiting) -> Result<(u16, String),
         let came = tokio::select! {
             came = tokio::time::timeout(worker.sim.clock.span(10.0), client) => came,
             () = worker.cancelled() => {
-                worker.sim.consoles.remove(port);
+                worker.sim.consoles.close(port);
                 return Err("received interrupt".into());
             }
         };
         let Ok(Ok(gone)) = came else {
-            worker.sim.consoles.remove(port);
+            worker.sim.consoles.close(port);
             return Err("connection timed out".into());
         };
         // The sender's drop is the end of the bridge.
         let _ = gone.await;
-        worker.sim.consoles.remove(port);
+        worker.sim.consoles.close(port);
         Ok(())
     });
     Ok((port, upid))

@@ -58,8 +58,7 @@ async fn create(mut call: Call) -> Answer {
     }
     {
         let world = call.sim.world();
-        let rights =
-            Rights { world: &world, who: &call.who, node: &call.node, vmid, pool: pool.as_deref() };
+        let rights = Rights { world: &world, who: &call.who, node: &call.node, vmid, pool: pool.as_deref() };
         check_rights(&world, rights, &call.args)?;
     }
     let failed = |text: String| Failure::died(format!("unable to create VM {vmid} - {text}"));
@@ -74,7 +73,11 @@ async fn create(mut call: Call) -> Answer {
         args: std::mem::take(&mut call.args),
     };
     let starter = call.clone();
-    call.task("qmcreate", &vmid.to_string(), move |worker| async move { work(worker, plan, guard, starter).await })
+    call.task(
+        "qmcreate",
+        &vmid.to_string(),
+        move |worker| async move { work(worker, plan, guard, starter).await },
+    )
 }
 
 /// The configuration file that keeps the VMID, seen by everybody at once.
@@ -168,8 +171,7 @@ async fn build(worker: &Worker, plan: &Plan, made: &mut Vec<String>) -> Result<(
     let mut keys = options(&plan.args);
     if let Some(tags) = keys.get("tags") {
         let world = worker.sim.world();
-        let rights =
-            Rights { world: &world, who: &plan.who, node: &plan.node, vmid: plan.vmid, pool: None };
+        let rights = Rights { world: &world, who: &plan.who, node: &plan.node, vmid: plan.vmid, pool: None };
         rights.check_tags("", tags).map_err(|failure| failure.text())?;
     }
     worker.fault_point().await?;

@@ -91,9 +91,10 @@ fn volumes(disks: Disks<'_>, vmid: u32, skip_lock: bool) -> Result<Vec<String>, 
     volumes.retain(|volid| owns(disks, volid, vmid));
     let world = disks.sim.world();
     for volid in &volumes {
-        let Some((scope, image)) = world.image_key(volid, disks.node).and_then(|key| {
-            world.images.get(&key).map(|image| (key.0.clone(), image))
-        }) else {
+        let Some((scope, image)) = world
+            .image_key(volid, disks.node)
+            .and_then(|key| world.images.get(&key).map(|image| (key.0.clone(), image)))
+        else {
             continue;
         };
         let notices = world.storage(&image.storage).is_ok_and(|s| s.kind != StorageKind::LvmThin);

@@ -63,7 +63,8 @@ async fn resize(call: Call) -> Answer {
             }
             vm.config.check_lock()?;
             let value = vm.config.get(&disk).ok_or_else(|| format!("disk '{disk}' does not exist"))?;
-            let drive = Drive::parse(&disk, value).ok_or_else(|| format!("unable to parse drive '{disk}'"))?;
+            let drive =
+                Drive::parse(&disk, value).ok_or_else(|| format!("unable to parse drive '{disk}'"))?;
             (drive, vm.running())
         };
         if drive.is_cdrom() {
@@ -97,7 +98,10 @@ async fn resize(call: Call) -> Answer {
 async fn move_disk(call: Call) -> Answer {
     let disk = call.args.text("disk");
     if !is_drive(disk) && !vm::option(disk).is_some_and(|option| option.name == "unused") {
-        return Err(Failure::parameter("disk", format!("value '{disk}' does not have a value in the enumeration")));
+        return Err(Failure::parameter(
+            "disk",
+            format!("value '{disk}' does not have a value in the enumeration"),
+        ));
     }
     match (call.args.get("storage"), call.args.number("target-vmid")) {
         (Some(_), Some(_)) => Err("either set 'storage' or 'target-vmid', but not both".into()),
@@ -200,7 +204,12 @@ async fn to_vm(call: Call, target: u32) -> Answer {
         }
     }
     let drive = drive_of(&call, vmid, &key)?;
-    if !call.sim.world().image(&drive.file, &call.node).is_some_and(|image| !image.is_base() && image.vmid == vmid) {
+    if !call
+        .sim
+        .world()
+        .image(&drive.file, &call.node)
+        .is_some_and(|image| !image.is_base() && image.vmid == vmid)
+    {
         return Err("Storage does not support moving of this disk to another VM".into());
     }
     let node = call.node.clone();

@@ -45,13 +45,11 @@ static READ: &[Endpoint] = &[
         .takes(&[NODE, &[Param::flag("full").opt()]])
         .protected(),
     Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}", Allow::All, run!(index)).takes(&[NODE_VM]),
-    Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}/status", Allow::All, run!(status_index)).takes(&[NODE_VM]),
+    Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}/status", Allow::All, run!(status_index))
+        .takes(&[NODE_VM]),
     Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}/config", AUDIT, run!(config)).takes(&[
         NODE_VM,
-        &[
-            Param::flag("current").opt(),
-            Param::named("snapshot", "pve-configid").max_len(40).opt(),
-        ],
+        &[Param::flag("current").opt(), Param::named("snapshot", "pve-configid").max_len(40).opt()],
     ]),
     Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}/pending", AUDIT, run!(pending)).takes(&[NODE_VM]),
     Endpoint::new("GET", "/nodes/{node}/qemu/{vmid}/status/current", AUDIT, run!(status))
@@ -122,8 +120,22 @@ fn qmp_status(vm: &Vm) -> String {
 
 async fn index(_: Call) -> Answer {
     let names = [
-        "config", "pending", "cloudinit", "status", "unlink", "vncproxy", "termproxy", "migrate", "resize",
-        "move", "rrd", "rrddata", "monitor", "agent", "snapshot", "firewall",
+        "config",
+        "pending",
+        "cloudinit",
+        "status",
+        "unlink",
+        "vncproxy",
+        "termproxy",
+        "migrate",
+        "resize",
+        "move",
+        "rrd",
+        "rrddata",
+        "monitor",
+        "agent",
+        "snapshot",
+        "firewall",
     ];
     Ok(names.iter().map(|name| json!({ "subdir": name })).collect::<Value>().into())
 }

@@ -44,7 +44,13 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
     Endpoint::new("POST", "/nodes/{node}/qemu/{vmid}/status/stop", POWER, run!(stop))
         .takes(&[
             NODE_VM,
-            &[SKIP, TIMEOUT, KEEP, Param::named("migratedfrom", "pve-node").opt(), Param::flag("overrule-shutdown").opt()],
+            &[
+                SKIP,
+                TIMEOUT,
+                KEEP,
+                Param::named("migratedfrom", "pve-node").opt(),
+                Param::flag("overrule-shutdown").opt(),
+            ],
         ])
         .protected(),
     Endpoint::new("POST", "/nodes/{node}/qemu/{vmid}/status/shutdown", POWER, run!(shutdown))

@@ -21,21 +21,33 @@ pub(crate) struct Rights<'a> {
     pub(crate) pool: Option<&'a str>,
 }
 
-const CPU: &[&str] =
-    &["cores", "cpu", "cpulimit", "cpuunits", "numa", "smp", "sockets", "vcpus"];
+const CPU: &[&str] = &["cores", "cpu", "cpulimit", "cpuunits", "numa", "smp", "sockets", "vcpus"];
 const MEMORY: &[&str] = &["memory", "balloon", "shares", "allow-ksm"];
 const HARDWARE: &[&str] = &[
     "acpi", "hotplug", "kvm", "machine", "scsihw", "smbios1", "tablet", "vga", "watchdog", "audio0", "rng0",
 ];
 const OPTIONS: &[&str] = &[
-    "agent", "autostart", "bios", "description", "keyboard", "localtime", "migrate_downtime",
-    "migrate_speed", "name", "onboot", "ostype", "protection", "reboot", "startdate", "startup", "tdf",
+    "agent",
+    "autostart",
+    "bios",
+    "description",
+    "keyboard",
+    "localtime",
+    "migrate_downtime",
+    "migrate_speed",
+    "name",
+    "onboot",
+    "ostype",
+    "protection",
+    "reboot",
+    "startdate",
+    "startup",
+    "tdf",
     "template",
 ];
 const DISK: &[&str] = &["boot", "bootdisk", "vmstatestorage"];
-const CLOUD_INIT: &[&str] = &[
-    "cicustom", "cipassword", "citype", "ciupgrade", "ciuser", "nameserver", "searchdomain", "sshkeys",
-];
+const CLOUD_INIT: &[&str] =
+    &["cicustom", "cipassword", "citype", "ciupgrade", "ciuser", "nameserver", "searchdomain", "sshkeys"];
 
 impl Rights<'_> {
     fn path(&self) -> String {
@@ -96,7 +108,8 @@ impl Rights<'_> {
         if self.who.is_root() {
             return Ok(());
         }
-        let real = |what: &str| Err(Failure::died(format!("only root can set '{key}' config for {what} devices")));
+        let real =
+            |what: &str| Err(Failure::died(format!("only root can set '{key}' config for {what} devices")));
         if key.starts_with("serial") {
             if value != "socket" {
                 return real("real");
@@ -137,7 +150,8 @@ impl Rights<'_> {
             if self.who.is_root() {
                 return Ok(());
             }
-            let text = "Only root can pass arbitrary filesystem paths. at /usr/share/perl5/PVE/Storage.pm line 581.";
+            let text =
+                "Only root can pass arbitrary filesystem paths. at /usr/share/perl5/PVE/Storage.pm line 581.";
             return Err(text.into());
         }
         let (storage, rest) = file.split_once(':').unwrap_or((file, ""));
@@ -171,7 +185,8 @@ impl Rights<'_> {
         }
         if source.starts_with('/') {
             let root = self.who.is_root();
-            let text = "Only root can pass arbitrary filesystem paths. at /usr/share/perl5/PVE/Storage.pm line 581.";
+            let text =
+                "Only root can pass arbitrary filesystem paths. at /usr/share/perl5/PVE/Storage.pm line 581.";
             return if root { Ok(()) } else { Err(text.into()) };
         }
         let (storage, name) = source.split_once(':').unwrap_or((source, ""));
@@ -194,14 +209,14 @@ impl Rights<'_> {
         match content_of(known.kind, name)? {
             "images" => match owner_of(known.kind, name) {
                 Some(owner) if owner == self.vmid => Ok(()),
-                Some(owner) => self.world.access.check(self.who, &format!("/vms/{owner}"), &["VM.Config.Disk"]),
+                Some(owner) => {
+                    self.world.access.check(self.who, &format!("/vms/{owner}"), &["VM.Config.Disk"])
+                }
                 None => self.world.access.check(self.who, &on, &["Datastore.AllocateSpace"]),
             },
-            "iso" | "vztmpl" | "import" | "snippets" => self.world.access.check_any(
-                self.who,
-                &on,
-                &["Datastore.AllocateSpace", "Datastore.Audit"],
-            ),
+            "iso" | "vztmpl" | "import" | "snippets" => {
+                self.world.access.check_any(self.who, &on, &["Datastore.AllocateSpace", "Datastore.Audit"])
+            }
             _ => self.world.access.check(self.who, &on, &["Datastore.Allocate"]),
         }
     }
