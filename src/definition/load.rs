@@ -187,6 +187,7 @@ fn local_profile() -> Profile {
         schema: PROFILE_VERSION,
         description: Some("a local QEMU".to_owned()),
         qemu: Some(QemuProfile::default()),
+        proxmox: None,
         machine: super::MachineOverride::default(),
         http: super::HttpProfile::default(),
     }

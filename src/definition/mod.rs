@@ -24,6 +24,7 @@ pub(crate) mod expression;
 pub(crate) mod files;
 mod load;
 pub mod model;
+mod pve_keys;
 pub(crate) mod render;
 mod root;
 mod rules;

@@ -1,5 +1,7 @@
 //! The hardware: the table `[machine]`.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,9 @@ pub struct Machine {
     pub tpm: bool,
     /// Tags of the machine while building.
     pub tags: Vec<String>,
+    /// Other keys of the Proxmox VM, as in qm.conf(5); a local build does without them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pve: BTreeMap<String, serde_json::Value>,
 }
 
 impl Default for Machine {
@@ -58,6 +63,7 @@ impl Default for Machine {
             serial: true,
             tpm: false,
             tags: Vec::new(),
+            pve: BTreeMap::new(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Rules;
+use crate::definition::pve_keys;
 use crate::definition::tree::{Node, Value};
 
 impl Rules<'_> {
@@ -11,6 +12,7 @@ impl Rules<'_> {
         self.disks(machine);
         self.nics(machine);
         self.tags("machine.tags", machine);
+        self.pve_keys(machine);
         for cdrom in machine.list("cdrom") {
             self.location(cdrom, "iso");
         }
@@ -25,6 +27,20 @@ impl Rules<'_> {
                 "without the guest agent forge cannot reach the guest",
                 "steps, checks and the seal all run through it: remove `agent = false`",
             );
+        }
+    }
+
+    fn pve_keys(&mut self, machine: &Node) {
+        let Some(table) = machine.get("pve") else { return };
+        for entry in table.entries() {
+            // What did not evaluate has been refused already.
+            if matches!(entry.node.value, Value::Unknown) {
+                continue;
+            }
+            if let Err(refusal) = pve_keys::check(&entry.key, &entry.node.to_json(false)) {
+                let span = if refusal.is_value { entry.node.span } else { entry.key_span };
+                self.refuse(span, refusal.message, refusal.help);
+            }
         }
     }
 

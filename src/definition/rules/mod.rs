@@ -248,12 +248,64 @@ pub(crate) fn check_profile(tree: &Node, findings: &mut Findings) {
         }
     }
     rules.http();
+    rules.proxmox();
 }
 
 /// The tables of a profile that say which builder it is for.
-const BUILDERS: [&str; 1] = ["qemu"];
+const BUILDERS: [&str; 2] = ["qemu", "proxmox"];
 
 impl Rules<'_> {
+    fn proxmox(&mut self) {
+        let Some(table) = self.tree.get("proxmox") else { return };
+        self.endpoints(table);
+        self.vmids(table);
+        let is_off = table.bool_at("verify_tls") == Some(false);
+        for key in ["fingerprint", "ca_file"].into_iter().filter(|_| is_off) {
+            if let Some(entry) = table.entry(key) {
+                let message = format!("`{key}` says how to verify the certificate, and `verify_tls` not to");
+                self.refuse(entry.key_span, message, "leave `verify_tls` away");
+            }
+        }
+        if let (Some(file), Some(command)) = (table.entry("token_file"), table.entry("token_command")) {
+            self.refuse(
+                file.key_span.max(command.key_span),
+                "`token_file` and `token_command` both say where the token is",
+                "keep one",
+            );
+        }
+    }
+
+    fn endpoints(&mut self, table: &Node) {
+        let help = "such as `endpoints = [\"https://asgard.lan:8006\"]`, one for each node of a cluster";
+        let Some(entry) = table.entry("endpoints") else {
+            return self.refuse(table.span, "nothing says where the Proxmox API is", help);
+        };
+        let endpoints = table.list("endpoints");
+        if endpoints.is_empty() {
+            self.refuse(entry.key_span, "`endpoints` is empty", help);
+        }
+        for endpoint in endpoints {
+            // What is no https:// address at all has been refused by the pattern.
+            if endpoint.text().is_some_and(|text| text.starts_with("https://") && text.contains('@')) {
+                let help = "credentials come from the environment, a file or a command: see `token_file`";
+                self.refuse(endpoint.span, "an endpoint has no user and password", help);
+            }
+        }
+    }
+
+    fn vmids(&mut self, table: &Node) {
+        let Some(node) = table.get("vmids") else { return };
+        let Some((first, last)) = node.text().and_then(|text| text.split_once('-')) else { return };
+        let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { return };
+        if first < 100 || first > last {
+            self.refuse(
+                node.span,
+                format!("`{first}-{last}` is not a range of VMIDs"),
+                "from 100 to 999999999, the lower one first, such as `9000-9099`",
+            );
+        }
+    }
+
     fn http(&mut self) {
         let Some(http) = self.tree.get("http") else { return };
         if let Some(bind) = http.get("bind")
