@@ -11,6 +11,7 @@ pub mod install;
 mod manifest;
 pub mod outside;
 pub mod proof;
+pub mod proxmox;
 pub mod qemu;
 pub mod workspace;
 

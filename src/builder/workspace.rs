@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use rustix::fs::{CWD, RenameFlags};
 
+use super::proxmox::journal;
 use crate::qemu::sockets;
 
 /// How many runs' evidence is kept.
@@ -62,7 +63,7 @@ impl Workspace {
     /// When a folder cannot be read or removed.
     pub fn sweep(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut swept = Vec::new();
-        let mut runs = folders(&self.root.join(".forge/runs"))?;
+        let mut runs = runs(&self.root)?;
         runs.sort();
         let old = runs.len().saturating_sub(RUNS_KEPT);
         for (index, run) in runs.iter().enumerate() {
@@ -81,7 +82,8 @@ impl Workspace {
                 sockets::sweep(&machine)
                     .with_context(|| format!("removing the sockets of {}", machine.display()))?;
             }
-            if index < old {
+            // What it may have left on a node is known from its journal alone.
+            if index < old && !journal::is_open(run) {
                 remove(run)?;
             }
         }
@@ -229,8 +231,13 @@ fn claim(run: &Path) -> Option<File> {
     lock.try_lock().is_ok().then_some(lock)
 }
 
+/// Returns the folders of the runs below a root.
+pub(crate) fn runs(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    folders(&root.join(".forge/runs"))
+}
+
 /// Tells whether a process holds the run's lock.
-fn is_alive(run: &Path) -> bool {
+pub(crate) fn is_alive(run: &Path) -> bool {
     match File::open(run.join("lock")) {
         Ok(lock) => lock.try_lock().is_err(),
         Err(_) => false,

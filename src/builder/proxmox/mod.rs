@@ -1,0 +1,5 @@
+//! Builds on Proxmox VE.
+
+pub mod journal;
+pub mod marks;
+pub mod process;
