@@ -1,5 +1,8 @@
 //! Builds on Proxmox VE.
 
+pub mod access;
 pub mod journal;
 pub mod marks;
 pub mod process;
+pub mod site;
+pub mod survey;
