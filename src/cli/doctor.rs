@@ -1,12 +1,15 @@
-//! `forge doctor`: whether this machine can build, and what to do if not.
+//! `forge doctor`: whether this machine or a cluster can build, and what to do if not.
 
+mod cluster;
 mod host;
 
 use std::io::Write;
 
 use serde::Serialize;
 
-use super::common::write_answer;
+use super::common::{VarArgs, root, write_answer};
+use crate::builder::proxmox::survey;
+use crate::definition::load_profile;
 use crate::failure::{Failure, Kind};
 use crate::report::{self, Look, columns, hang};
 
@@ -19,9 +22,13 @@ const FORMAT_VERSION: u32 = 1;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  forge doctor
+  forge doctor                 this machine
+  forge doctor --on asgard     the cluster of builders/asgard.toml, and what its token may do
   forge doctor --format json | jq '.findings[] | select(.level != \"ok\")'")]
 pub struct Args {
+    /// Look at this builder: a profile in builders/, or qemu for this machine
+    #[arg(long, value_name = "BUILDER")]
+    pub on: Option<String>,
     /// The format of the answer
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -42,18 +49,13 @@ pub struct Finding {
     pub package: Option<&'static str>,
 }
 
-/// Whether a thing will do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// It will.
-    Ok,
-    /// Something to know that is wrong with the place, not with the machine.
-    Note,
-    /// Builds run, but slowly, or not those that need it.
-    Warn,
-    /// No build runs.
-    Missing,
+pub use survey::Level;
+
+impl From<survey::Finding> for Finding {
+    fn from(finding: survey::Finding) -> Self {
+        let survey::Finding { name, level, found, advice } = finding;
+        Self { name, level, found, advice, package: None }
+    }
 }
 
 impl Finding {
@@ -82,25 +84,56 @@ struct Answer<'a> {
     format: u32,
     can_build: bool,
     findings: &'a [Finding],
+    /// What root types on a node to give the missing rights.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    commands: &'a [String],
 }
 
-/// Looks at this machine and prints what was found.
+/// Looks at this machine or at a builder and prints what was found.
 ///
 /// # Errors
-/// No build can run here.
+/// No build can run there.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(name) = &args.on {
+        let root = root()?;
+        let profile = load_profile(&root, name)?;
+        if profile.proxmox.is_some() {
+            let report = cluster::report(&root, name, &profile, &VarArgs::default().inputs())?;
+            return tell(args.format, &report.findings, &report.commands, out, |missing| {
+                cluster::cannot_build(name, missing, !report.commands.is_empty())
+            });
+        }
+    }
     let (findings, installer) = host::findings()?;
-    let missing: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Missing).collect();
-    let text = match args.format {
-        Format::Human => table(&findings, report::stdout_look()),
-        Format::Json => json(&findings, missing.is_empty()),
-    };
-    write_answer(out, &text)?;
-    if missing.is_empty() { Ok(()) } else { Err(cannot_build(&missing, installer)) }
+    tell(args.format, &findings, &[], out, |missing| cannot_build(missing, installer))
 }
 
-fn json(findings: &[Finding], can_build: bool) -> String {
-    let answer = Answer { format: FORMAT_VERSION, can_build, findings };
+fn tell(
+    format: Format,
+    findings: &[Finding],
+    commands: &[String],
+    out: &mut dyn Write,
+    failure: impl FnOnce(&[&Finding]) -> Failure,
+) -> Result<(), Failure> {
+    let missing: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Missing).collect();
+    let text = match format {
+        Format::Human => table(findings, report::stdout_look()) + &to_type(commands),
+        Format::Json => json(findings, commands, missing.is_empty()),
+    };
+    write_answer(out, &text)?;
+    if missing.is_empty() { Ok(()) } else { Err(failure(&missing)) }
+}
+
+/// Returns the commands one a line, neither indented nor wrapped: they are there to be copied.
+fn to_type(commands: &[String]) -> String {
+    if commands.is_empty() {
+        return String::new();
+    }
+    format!("\nFor the missing rights, as root on a node:\n\n{}\n", commands.join("\n"))
+}
+
+fn json(findings: &[Finding], commands: &[String], can_build: bool) -> String {
+    let answer = Answer { format: FORMAT_VERSION, can_build, findings, commands };
     serde_json::to_string_pretty(&answer).expect("findings have no maps") + "\n"
 }
 

@@ -4,6 +4,7 @@ pub mod build;
 pub mod common;
 pub mod completions;
 pub mod doctor;
+pub mod leftovers;
 pub mod list;
 pub mod man;
 pub mod plan;
@@ -83,8 +84,10 @@ pub enum Command {
     List(list::Args),
     /// Print the JSON Schema of a file format
     Schema(schema::Args),
-    /// Tell whether this machine can build, and what to install if not
+    /// Tell whether this machine or a builder can build, and what to do if not
     Doctor(doctor::Args),
+    /// List or remove what dead runs have left on a Proxmox builder
+    Leftovers(leftovers::Args),
     /// Print the completion script of a shell
     Completions(completions::Args),
     /// Write a manual page for each command
@@ -114,6 +117,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::List(args) => answer(args.format.format, directory, |out| list::run(&args, out)),
         Command::Schema(args) => answer(Format::Human, directory, |out| schema::run(&args, out)),
         Command::Doctor(args) => answer(args.format, directory, |out| doctor::run(&args, out)),
+        Command::Leftovers(args) => answer(args.format.format, directory, |out| leftovers::run(&args, out)),
         Command::Completions(args) => answer(Format::Human, directory, |out| completions::run(&args, out)),
         Command::Man(args) => change_to(directory).and_then(|()| man::run(&args)),
     }

@@ -184,6 +184,18 @@ pub fn commands(who: Option<&str>, needs: &[Need], rights: &Rights, roles: &BTre
     commands
 }
 
+/// Returns the commands that make a token and give it everything, before anything is known of the cluster.
+#[must_use]
+pub fn setup(profile: &ProxmoxProfile, templates: &[u32]) -> Vec<String> {
+    let scratch = profile.vmids.split('-').next().and_then(|first| first.parse().ok()).unwrap_or(100);
+    let node = (profile.node != "auto").then_some(profile.node.as_str());
+    let agent = &["VM.GuestAgent.Unrestricted"];
+    let needs = needs(&Place { profile, node, scratch, templates, agent, is_vnet: false });
+    let mut commands = commands(None, &needs, &Rights::new(), &BTreeSet::new());
+    commands.insert(0, "# on Proxmox VE 8 write VM.Monitor instead of VM.GuestAgent.Unrestricted".to_owned());
+    commands
+}
+
 /// A token has what both it and its user have, so both get it.
 fn whom(who: Option<&str>) -> String {
     let new = format!("{NEW_USER}!{NEW_TOKEN}");

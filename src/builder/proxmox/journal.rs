@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::super::workspace;
-use crate::pve::{NodeName, Vmid};
+use crate::pve::{NodeName, Upid, Vmid};
 
 /// The journal's name in its run's folder.
 pub const FILE: &str = "proxmox.json";
@@ -32,6 +32,9 @@ pub struct Entry {
     pub uuid: Option<String>,
     /// When it was written down, in seconds since 1970 by this machine's clock.
     pub begun: i64,
+    /// The task that makes it, once that is known: a clone's names only the original.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Upid>,
 }
 
 /// A journal's content.
@@ -82,7 +85,19 @@ impl Journal {
         let begun = jiff::Timestamp::now().as_second();
         self.change(|vms| {
             vms.retain(|vm| vm.vmid != vmid);
-            vms.push(Entry { vmid, node: node.to_string(), uuid, begun });
+            vms.push(Entry { vmid, node: node.to_string(), uuid, begun, task: None });
+        })
+    }
+
+    /// Adds the task that makes a VM.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_task(&self, vmid: Vmid, task: &Upid) -> anyhow::Result<()> {
+        self.change(|vms| {
+            if let Some(vm) = vms.iter_mut().find(|vm| vm.vmid == vmid) {
+                vm.task = Some(task.clone());
+            }
         })
     }
 
@@ -217,9 +232,12 @@ mod tests {
         let journal = Journal::new(folder.path(), "r", &endpoints());
         journal.begin(vmid(9000), &node(), None).unwrap();
         journal.begin(vmid(9000), &node(), Some("ABC")).unwrap();
+        let task: Upid =
+            "UPID:asgard:0012D687:05F5E0FF:68E77800:qmcreate:9000:forge@pve!ci:".parse().unwrap();
+        journal.note_task(vmid(9000), &task).unwrap();
         let read = read(folder.path()).unwrap().unwrap();
         assert_eq!(read.vms.len(), 1);
-        assert_eq!(read.vms[0].uuid.as_deref(), Some("abc"));
+        assert_eq!((read.vms[0].uuid.as_deref(), read.vms[0].task.as_ref()), (Some("abc"), Some(&task)));
     }
 
     #[test]

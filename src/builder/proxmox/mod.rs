@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod journal;
+pub mod leftovers;
 pub mod marks;
 pub mod process;
 pub mod site;

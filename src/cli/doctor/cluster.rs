@@ -1,0 +1,204 @@
+//! What a Proxmox cluster has of all that building needs.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::{Finding, Level};
+use crate::builder::proxmox::survey::Wish;
+use crate::builder::proxmox::{access, site};
+use crate::definition::{Checked, Inputs, Profile, ProxmoxProfile, Root, Secret, check, variable_names};
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::pve::{Client, Credentials, Error, Pace, Settings, Trust};
+
+/// What was found, and what root types on a node to give the missing rights.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub(super) findings: Vec<Finding>,
+    pub(super) commands: Vec<String>,
+}
+
+/// Looks at the cluster of a profile; nothing is changed.
+///
+/// # Errors
+/// Only where nothing can be found out at all: the profile's addresses or certificates are unusable.
+pub(super) fn report(root: &Root, name: &str, profile: &Profile, inputs: &Inputs) -> Result<Report, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+        .kind(Kind::Unexpected)?;
+    let wish = Wish { templates: templates(root, inputs), ..Wish::default() };
+    runtime.block_on(look(root, name, profile, inputs, &wish))
+}
+
+/// Returns the failure of a cluster on which no build is possible.
+pub(super) fn cannot_build(name: &str, missing: &[&Finding], has_commands: bool) -> Failure {
+    let names: Vec<&str> = missing.iter().map(|finding| finding.name.as_str()).collect();
+    let error = anyhow::anyhow!("no build is possible on {name}, for want of {}", names.join(", "));
+    let failure = Failure::new(Kind::Infrastructure, error);
+    if has_commands { failure.hint("the commands above give the missing rights") } else { failure }
+}
+
+/// Returns the VMIDs that the templates of a root get; those with errors are `forge validate`'s.
+fn templates(root: &Root, inputs: &Inputs) -> Vec<u32> {
+    let names = root.templates().unwrap_or_default();
+    let variables = names.iter().flat_map(|name| variable_names(root, name)).collect();
+    let vmid = |name: &String| match check(root, name, inputs, &variables) {
+        Ok(Checked::Complete(loaded)) => Some(loaded.shown.template.vmid),
+        _ => None,
+    };
+    let mut vmids: Vec<u32> = names.iter().filter_map(vmid).collect();
+    vmids.sort_unstable();
+    vmids.dedup();
+    vmids
+}
+
+async fn look(
+    root: &Root,
+    name: &str,
+    profile: &Profile,
+    inputs: &Inputs,
+    wish: &Wish,
+) -> Result<Report, Failure> {
+    let place = profile.proxmox.clone().unwrap_or_default();
+    let settings = match site::settings(&place, root.path(), &inputs.env).await {
+        Ok(settings) => settings,
+        Err(failure) if failure.kind == Kind::Infrastructure => {
+            return without_credentials(root, name, &place, wish, &failure).await;
+        }
+        Err(failure) => return Err(failure),
+    };
+    let mut report = Report::default();
+    let mut who_is_refused = None;
+    for endpoint in &settings.endpoints {
+        let alone = Settings { endpoints: vec![endpoint.clone()], pace: hasty(), ..settings.clone() };
+        let client = Client::new(alone).map_err(site::failed)?;
+        let answer = client.version().await.map(drop);
+        report.findings.push(match answer {
+            Err(Error::Unauthorized { .. }) => {
+                who_is_refused = answer.err();
+                reached(&endpoint.to_string(), &settings, name).await
+            }
+            Ok(()) => reached(&endpoint.to_string(), &settings, name).await,
+            Err(error) => unreached(&endpoint.to_string(), &error, name),
+        });
+    }
+    if report.findings.iter().all(|finding| finding.level == Level::Missing) {
+        return Ok(report);
+    }
+    // A node of a cluster may be down; one that cannot be trusted must not be passed over.
+    for finding in report.findings.iter_mut().filter(|it| it.found.starts_with(SILENT)) {
+        finding.level = Level::Warn;
+    }
+    if let Some(error) = who_is_refused {
+        let advice = error.hints().join("; ");
+        report.findings.push(Finding::bad("credentials", Level::Missing, error.to_string(), advice));
+        return Ok(report);
+    }
+    let client = Client::new(settings).map_err(site::failed)?;
+    match site::look(&client, profile, wish).await {
+        Ok(survey) => {
+            report.findings.extend(survey.findings().into_iter().map(Finding::from));
+            report.commands = survey.commands();
+        }
+        Err(error) => {
+            let advice = error.hints().join("; ");
+            report.findings.push(Finding::bad("cluster", Level::Missing, error.to_string(), advice));
+        }
+    }
+    Ok(report)
+}
+
+/// How the finding of an endpoint begins that did not answer.
+const SILENT: &str = "no answer: ";
+
+/// Returns a pace at which nothing is repeated: somebody is waiting for the screen.
+fn hasty() -> Pace {
+    Pace { patience: Duration::ZERO, ..Pace::default() }
+}
+
+/// Says what can be said without credentials: who answers with which certificate, and what root types to
+/// make a token.
+async fn without_credentials(
+    root: &Root,
+    name: &str,
+    place: &ProxmoxProfile,
+    wish: &Wish,
+    failure: &Failure,
+) -> Result<Report, Failure> {
+    // Of no use to anybody: a server that is not trusted is never sent it.
+    let nobody = Credentials::Token { id: "nobody@pve!doctor".to_owned(), secret: Secret::new("none") };
+    let settings = site::settings_with(place, root.path(), nobody)?;
+    let mut report = Report::default();
+    for endpoint in &settings.endpoints {
+        report.findings.push(match shown(&endpoint.to_string(), &settings).await {
+            Ok(seen) => {
+                let found = format!("answers; whether it is trusted is seen with credentials: {seen}");
+                Finding::bad(&title(&endpoint.to_string()), Level::Note, found, pin_advice(name, &seen))
+            }
+            Err(reason) => unreachable(&endpoint.to_string(), &reason),
+        });
+    }
+    let advice = failure.hints.join("; ");
+    report.findings.push(Finding::bad("credentials", Level::Missing, failure.to_string(), advice));
+    report.commands = access::setup(place, &wish.templates);
+    Ok(report)
+}
+
+/// Returns the fingerprint of the certificate that an endpoint shows, which nothing is sent to.
+async fn shown(endpoint: &str, settings: &Settings) -> Result<String, String> {
+    let one = endpoint.parse().map_err(|error: Error| error.to_string())?;
+    let probe = Settings {
+        endpoints: vec![one],
+        trust: Trust::Pinned(Vec::new()),
+        pace: hasty(),
+        ..settings.clone()
+    };
+    match Client::new(probe).map_err(|error| error.to_string())?.version().await {
+        Err(Error::Tls { seen: Some(seen), .. }) => Ok(seen),
+        Err(error) => Err(error.to_string()),
+        Ok(_) => Err("it does not speak TLS".to_owned()),
+    }
+}
+
+fn title(endpoint: &str) -> String {
+    format!("endpoint {}", endpoint.trim_start_matches("https://"))
+}
+
+async fn reached(endpoint: &str, settings: &Settings, name: &str) -> Finding {
+    let how = match &settings.trust {
+        Trust::Anything => {
+            let seen = shown(endpoint, settings).await.unwrap_or_default();
+            let found = format!("answers; its certificate is not verified (`verify_tls = false`): {seen}");
+            let advice = pin_advice(name, &seen) + "; anybody on the way can read the credentials now";
+            return Finding::bad(&title(endpoint), Level::Warn, found, advice);
+        }
+        Trust::System => "this system".to_owned(),
+        Trust::CaFile(path) => path.display().to_string(),
+        Trust::Pinned(_) => "its fingerprint".to_owned(),
+    };
+    Finding::ok(&title(endpoint), format!("answers, trusted by {how}"))
+}
+
+fn unreached(endpoint: &str, error: &Error, name: &str) -> Finding {
+    match error {
+        Error::Tls { reason, seen: Some(seen), .. } => {
+            let found = format!("not trusted: {reason}");
+            Finding::bad(&title(endpoint), Level::Missing, found, pin_advice(name, seen))
+        }
+        error => unreachable(endpoint, &error.to_string()),
+    }
+}
+
+fn unreachable(endpoint: &str, reason: &str) -> Finding {
+    let advice = "see that the address is right, the node is up, and its port is open from here";
+    Finding::bad(&title(endpoint), Level::Missing, format!("{SILENT}{reason}"), advice)
+}
+
+fn pin_advice(name: &str, seen: &str) -> String {
+    format!(
+        "if `pvenode cert info` on the node shows the same, write fingerprint = \"{seen}\" into [proxmox] of \
+         builders/{name}.toml; or ca_file with the cluster's /etc/pve/pve-root-ca.pem"
+    )
+}
