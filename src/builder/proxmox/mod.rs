@@ -1,6 +1,8 @@
 //! Builds on Proxmox VE.
 
 pub mod access;
+#[cfg(test)]
+mod fake;
 pub mod journal;
 pub mod leftovers;
 pub mod marks;
