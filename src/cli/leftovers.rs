@@ -112,7 +112,7 @@ fn human(told: &[Told], args: &Args) -> String {
     let mut text = columns(&rows);
     text.extend(advice);
     if !args.remove && told.iter().any(|told| told.leftover.removable) {
-        text += &format!("remove with: {}\n", command(args));
+        text.extend(["remove with: ", &command(args), "\n"]);
     }
     text
 }

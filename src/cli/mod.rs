@@ -173,6 +173,7 @@ fn after_long_help() -> String {
     let mut text = String::from(
         "Examples:\n  \
            forge doctor                 what this machine lacks for building\n  \
+           forge doctor --on asgard     what a Proxmox builder lacks, and what to type there\n  \
            forge validate               whether the definitions hold together\n  \
            forge build ubuntu-noble     the template, on the local QEMU\n  \
            forge -C ~/homelab list      the templates of another folder\n\n\
@@ -185,6 +186,8 @@ fn after_long_help() -> String {
     text + "\nEnvironment:\n  \
         FORGE_BUILDER     the builder, where --on does not name one\n  \
         FORGE_CACHE       the folder for downloads; else forge/ in XDG_CACHE_HOME or ~/.cache\n  \
+        FORGE_PVE_TOKEN   the API token of a Proxmox builder, USER@REALM!NAME=SECRET; else the user\n                    \
+                          and password in FORGE_PVE_USER and FORGE_PVE_PASSWORD\n  \
         FORGE_VAR_<NAME>  a variable's value, its name in upper case; --var and --var-file win\n  \
         NO_COLOR          no colour when set and not empty"
 }

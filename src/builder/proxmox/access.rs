@@ -119,6 +119,9 @@ pub fn needs(place: &Place<'_>) -> Vec<Need> {
     let mut needs = vec![vm(*scratch, [&VM, *agent].concat(), "no build", true)];
     let for_templates: Vec<&str> = VM.into_iter().filter(|it| !NOT_FOR_TEMPLATES.contains(it)).collect();
     needs.extend(templates.iter().map(|vmid| vm(*vmid, for_templates.clone(), "no promotion", false)));
+    needs.extend(pool.clone().map(|pool| {
+        on(pool, &["Pool.Audit"], VM_ROLE, "whether the pool exists is seen only when a VM is made", false)
+    }));
     needs.extend(
         storages(profile).into_iter().map(|(id, privileges)| {
             on(format!("/storage/{id}"), &privileges, STORAGE_ROLE, "no build", true)
@@ -272,6 +275,7 @@ mod tests {
         rights.get_mut("/pool/forge").unwrap().remove("VM.Console");
         assert_eq!(needs[0].missing(&rights), ["VM.Console"]);
         assert_eq!(needs[0].grant_at, "/pool/forge");
+        assert_eq!((needs[1].path.as_str(), needs[1].missing(&rights)), ("/pool/forge", vec!["Pool.Audit"]));
     }
 
     #[test]

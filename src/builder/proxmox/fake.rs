@@ -10,21 +10,21 @@ use crate::definition::Secret;
 use crate::pve::{Client, Credentials, Pace, Settings, Trust};
 
 /// What a request is answered with: a status and, as `data`, a value or, as `message`, a refusal.
-pub(super) type Answer = (u16, Value);
+pub(crate) type Answer = (u16, Value);
 
 /// Who asks the server in tests.
-pub(super) const WHO: &str = "forge@pve!ci";
+pub(crate) const WHO: &str = "forge@pve!ci";
 
 /// A server with the requests that it has had, as `GET /nodes/…`.
-pub(super) struct Fake {
-    pub(super) client: Client,
-    pub(super) endpoint: String,
+pub(crate) struct Fake {
+    pub(crate) client: Client,
+    pub(crate) endpoint: String,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Fake {
     /// Starts it; `answer` gets each request as `GET /nodes`, with the query, percent-decoded.
-    pub(super) async fn start(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -45,7 +45,7 @@ impl Fake {
     }
 
     /// Returns the requests that change something.
-    pub(super) fn changes(&self) -> Vec<String> {
+    pub(crate) fn changes(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap();
         requests.iter().filter(|request| !request.starts_with("GET ")).cloned().collect()
     }

@@ -19,8 +19,7 @@ use serde::Serialize;
 
 use super::journal::{self, Entry};
 use super::marks::{self, Marks, State};
-use super::survey::Wish;
-use super::{process, site};
+use super::{process, site, survey};
 use crate::definition::ProxmoxProfile;
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
@@ -363,7 +362,7 @@ impl<'a> Search<'a> {
             let tags = crate::pve::property::parse_tags(guest.tags.as_deref().unwrap_or_default());
             tags.contains(marks::TAG)
         };
-        let is_scratch = Wish::default().vmids(self.profile).contains(&guest.vmid.get());
+        let is_scratch = survey::vmids(self.profile).contains(&guest.vmid.get());
         let is_claimed = || known.claims.iter().any(|claim| claim.entry.vmid == guest.vmid);
         guest.kind == "qemu" && (is_scratch || is_tagged() || is_claimed())
     }

@@ -256,9 +256,10 @@ fn split(text: &str) -> Split<'_> {
     let mut parts = Split { before: text, blocks: Vec::new(), after: String::new() };
     let mut rest = text;
     while let Some((start, inner, end)) = next_block(rest) {
-        match parts.blocks.is_empty() {
-            true => parts.before = &rest[..start],
-            false => parts.after += &rest[..start],
+        if parts.blocks.is_empty() {
+            parts.before = &rest[..start];
+        } else {
+            parts.after += &rest[..start];
         }
         parts.blocks.push(inner);
         rest = &rest[end..];

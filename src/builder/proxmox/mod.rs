@@ -2,7 +2,7 @@
 
 pub mod access;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod journal;
 pub mod leftovers;
 pub mod marks;

@@ -40,8 +40,8 @@ pub fn host() -> String {
     let boot = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let container = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     let hash = Sha256::new().chain_update(boot).chain_update(container.as_os_str().as_encoded_bytes());
-    let id: String = hash.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("{name}/{id}")
+    let hash = hash.finalize();
+    format!("{name}/{:08x}", u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]))
 }
 
 fn plain(c: char) -> char {
@@ -58,7 +58,7 @@ fn start_of(pid: u32) -> Option<u64> {
     parse_start(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Returns field 22 of `/proc/PID/stat`; field 2, the name, may hold blanks and brackets (proc_pid_stat(5)).
+/// Returns field 22 of `/proc/PID/stat`; field 2, the name, may hold blanks and brackets (`proc(5)`).
 fn parse_start(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

@@ -220,10 +220,10 @@ pub async fn look(client: &Client, profile: &Profile, wish: &Wish) -> Result<Sur
     let nodes = nodes(client, &place).await?;
     let chosen = survey::choose(&place, &nodes).ok();
     let guests = client.guests().await?;
-    let (first, last) = (*wish.vmids(&place).start(), *wish.vmids(&place).end());
+    let vmids = survey::vmids(&place);
     let taken: BTreeSet<u32> =
-        guests.iter().map(|guest| guest.vmid.get()).filter(|vmid| (first..=last).contains(vmid)).collect();
-    let scratch = (first..=last).find(|vmid| !taken.contains(vmid)).unwrap_or(first);
+        guests.iter().map(|guest| guest.vmid.get()).filter(|vmid| vmids.contains(vmid)).collect();
+    let scratch = vmids.clone().find(|vmid| !taken.contains(vmid)).unwrap_or(*vmids.start());
     let is_vnet = chosen.is_some_and(|node| node.bridge(&place.bridge).is_some_and(|it| it.kind == "vnet"));
     let needs = access::needs(&Place {
         profile: &place,
@@ -238,6 +238,7 @@ pub async fn look(client: &Client, profile: &Profile, wish: &Wish) -> Result<Sur
         rights.insert(path.to_owned(), client.privileges(path).await?);
     }
     let roles = client.roles().await?.into_iter().map(|role| role.roleid).collect();
+    let pools = if place.pool.is_some() { client.pools().await? } else { Vec::new() };
     let route = route(client, profile).await;
     Ok(Survey {
         profile: place,
@@ -251,6 +252,7 @@ pub async fn look(client: &Client, profile: &Profile, wish: &Wish) -> Result<Sur
         needs,
         rights,
         roles,
+        pools,
         route,
     })
 }
@@ -315,6 +317,9 @@ pub async fn address(client: &Client) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::fake::{Answer, Fake};
     use super::*;
     use crate::pve::Fingerprint;
 
@@ -361,6 +366,97 @@ mod tests {
             let text = format!("{failure} {:?}", failure.hints);
             assert!(text.contains(expected) && !text.contains("hunter2"), "{text}");
             assert_eq!(failure.kind, Kind::Infrastructure);
+        }
+    }
+
+    /// Answers as a node does on which all is well but for rights on these paths.
+    fn answer(request: &str, forbidden: &[&str]) -> Answer {
+        const ALL: [&str; 21] = [
+            "VM.Allocate",
+            "VM.Audit",
+            "VM.Clone",
+            "VM.Config.CDROM",
+            "VM.Config.CPU",
+            "VM.Config.Cloudinit",
+            "VM.Config.Disk",
+            "VM.Config.HWType",
+            "VM.Config.Memory",
+            "VM.Config.Network",
+            "VM.Config.Options",
+            "VM.Console",
+            "VM.PowerMgmt",
+            "VM.Monitor",
+            "Datastore.AllocateSpace",
+            "Datastore.AllocateTemplate",
+            "Datastore.Audit",
+            "SDN.Use",
+            "Sys.AccessNetwork",
+            "Sys.Audit",
+            "Pool.Audit",
+        ];
+        let (path, query) = request.split_once('?').unwrap_or((request, ""));
+        let storage = |name: &str, kind: &str, content: &str| {
+            let gib = 50_u64 << 30;
+            json!({ "storage": name, "type": kind, "content": content, "enabled": 1, "active": 1, "avail": gib, "total": gib })
+        };
+        let data = match path {
+            "GET /version" => json!({ "version": "8.4.21", "release": "8.4" }),
+            "GET /nodes" => json!([
+                { "node": "asgard", "status": "online", "maxmem": 100, "mem": 50 },
+                { "node": "midgard", "status": "online", "maxmem": 100, "mem": 10 },
+            ]),
+            "GET /nodes/asgard/storage" => {
+                json!([storage("local-zfs", "zfspool", "images"), storage("local", "dir", "iso")])
+            }
+            "GET /nodes/midgard/storage" => json!([storage("local", "dir", "iso")]),
+            "GET /nodes/asgard/network" | "GET /nodes/midgard/network" => {
+                json!([{ "iface": "vmbr0", "type": "bridge", "active": 1 }])
+            }
+            "GET /cluster/resources" => json!([{ "vmid": 9000, "node": "asgard", "type": "qemu" }]),
+            "GET /access/roles" => json!([{ "roleid": "ForgeVM", "privs": "VM.Audit" }]),
+            "GET /access/permissions" => {
+                let asked = query.strip_prefix("path=").unwrap();
+                let held = if forbidden.contains(&asked) { &[][..] } else { &ALL };
+                let held: serde_json::Map<_, _> =
+                    held.iter().map(|name| ((*name).to_owned(), json!(1))).collect();
+                json!({ asked: held })
+            }
+            _ => return (501, json!(format!("Method '{request}' not implemented"))),
+        };
+        (200, data)
+    }
+
+    fn profile() -> Profile {
+        toml::from_str("schema = 1\n[proxmox]\n[http]\nadvertise = \"forge.lan\"").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_build_knows_its_place_before_it_begins_and_changes_nothing() {
+        let fake = Fake::start(|request| answer(request, &["/nodes/asgard"])).await;
+        let wish = Wish { templates: vec![90001], ..Wish::default() };
+        let site = preflight(&fake.client, &profile(), &wish).await.unwrap();
+        assert_eq!((site.node.as_str(), site.disks.kind.as_str()), ("asgard", "zfspool"));
+        assert_eq!(site.candidates().next(), Vmid::new(9001));
+        assert!(!site.can_download && site.tags_on_create);
+        assert_eq!(site.warnings.len(), 2, "{:?}", site.warnings);
+        assert!(fake.changes().is_empty());
+    }
+
+    #[tokio::test]
+    async fn everything_that_is_missing_is_said_at_once_with_what_to_type() {
+        let fake = Fake::start(|request| answer(request, &["/vms/9001", "/storage/local"])).await;
+        let failure = preflight(&fake.client, &profile(), &Wish::default()).await.unwrap_err();
+        let text = failure.to_string();
+        for part in ["no build is possible there", "rights on /vms/9001", "rights on /storage/local: "] {
+            assert!(text.contains(part), "{text}");
+        }
+        let hints = failure.hints.join("\n");
+        for part in [
+            "pveum role modify ForgeVM --append 1 --privs \"VM.Allocate ",
+            "pveum role add ForgeStorage --privs ",
+            "pveum acl modify /vms --users forge@pve --tokens 'forge@pve!ci' --roles ForgeVM",
+        ] {
+            assert!(hints.contains(part), "{hints}");
         }
     }
 

@@ -36,13 +36,11 @@ pub struct Wish {
     pub promotes: bool,
 }
 
-impl Wish {
-    /// Returns the VMIDs that builds may take; a range that is none, which loading refuses, has the least.
-    pub(super) fn vmids(&self, profile: &ProxmoxProfile) -> RangeInclusive<u32> {
-        let parts = profile.vmids.split_once('-');
-        let range = parts.and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
-        range.unwrap_or(100..=100)
-    }
+/// Returns the VMIDs that builds may take; a range that is none, which loading refuses, has the least.
+pub(super) fn vmids(profile: &ProxmoxProfile) -> RangeInclusive<u32> {
+    let parts = profile.vmids.split_once('-');
+    let range = parts.and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    range.unwrap_or(100..=100)
 }
 
 /// Whether a thing will do.
@@ -218,6 +216,8 @@ pub struct Survey {
     pub(super) needs: Vec<Need>,
     pub(super) rights: Rights,
     pub(super) roles: BTreeSet<String>,
+    /// The pools that this user may see.
+    pub(super) pools: Vec<String>,
     pub(super) route: Route,
 }
 
@@ -234,6 +234,7 @@ impl Survey {
             findings.push(self.media_storage_finding(node));
             findings.push(self.bridge_finding(node));
         }
+        findings.extend(self.profile.pool.as_deref().map(|pool| self.pool_finding(pool)));
         findings.push(self.vmids_finding());
         findings.push(self.address_finding(node.ok()));
         findings.push(self.clock_finding());
@@ -266,7 +267,7 @@ impl Survey {
             bridge: profile.bridge.clone(),
             vlan: profile.vlan,
             pool: profile.pool.clone(),
-            vmids: self.wish.vmids(profile),
+            vmids: vmids(profile),
             taken: self.taken.clone(),
             can_download: self.holds(&format!("/nodes/{}", node.name), "Sys.AccessNetwork"),
             tags_on_create: self.holds(&format!("/vms/{}", self.scratch), "VM.Config.Options"),
@@ -378,8 +379,22 @@ impl Survey {
         Finding::ok(name, format!("up{network}{vlan}"))
     }
 
+    fn pool_finding(&self, pool: &str) -> Finding {
+        let name = format!("pool {pool}");
+        if self.pools.iter().any(|known| known == pool) {
+            return Finding::ok(name, "there");
+        }
+        // Only pools that one may look at are listed.
+        if self.holds(&format!("/pool/{pool}"), "Pool.Audit") {
+            let advice =
+                format!("`pvesh create /pools --poolid {pool}`, or another `pool` in the builder profile");
+            return Finding::bad(name, Level::Missing, "there is no such pool", advice);
+        }
+        Finding::bad(name, Level::Note, "whether it exists cannot be told without Pool.Audit on it", "")
+    }
+
     fn vmids_finding(&self) -> Finding {
-        let range = self.wish.vmids(&self.profile);
+        let range = vmids(&self.profile);
         let count = range.clone().count();
         let free = count.saturating_sub(self.taken.len());
         let name = format!("VMIDs {}-{}", range.start(), range.end());

@@ -202,3 +202,89 @@ fn pin_advice(name: &str, seen: &str) -> String {
          builders/{name}.toml; or ca_file with the cluster's /etc/pve/pve-root-ca.pem"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::builder::proxmox::fake::Fake;
+
+    struct Setting {
+        folder: tempfile::TempDir,
+        profile: Profile,
+    }
+
+    impl Setting {
+        fn new(endpoints: &[&str]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::create_dir(folder.path().join("templates")).unwrap();
+            let mut profile: Profile = toml::from_str("schema = 1\n[proxmox]\n").unwrap();
+            let endpoints = endpoints.iter().map(ToString::to_string).collect();
+            profile.proxmox =
+                Some(ProxmoxProfile { endpoints, verify_tls: false, ..ProxmoxProfile::default() });
+            Self { folder, profile }
+        }
+
+        async fn look(&self, token: Option<&str>) -> Report {
+            let env: BTreeMap<_, _> =
+                token.map(|token| (site::TOKEN.to_owned(), token.to_owned())).into_iter().collect();
+            let inputs = Inputs { vars: Vec::new(), var_files: Vec::new(), env };
+            let root = Root::at(self.folder.path()).unwrap();
+            look(&root, "asgard", &self.profile, &inputs, &Wish::default()).await.unwrap()
+        }
+    }
+
+    const TOKEN: &str = "forge@pve!ci=secret";
+    const NOBODY_THERE: &str = "http://127.0.0.1:9";
+
+    fn levels(report: &Report) -> Vec<(String, Level)> {
+        let shorten = |name: &str| name.split([' ', ':']).next().unwrap_or_default().to_owned();
+        report.findings.iter().map(|finding| (shorten(&finding.name), finding.level)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_reached_is_all_that_is_told() {
+        let report = Setting::new(&[NOBODY_THERE]).look(Some(TOKEN)).await;
+        assert_eq!(levels(&report), [("endpoint".to_owned(), Level::Missing)]);
+        assert!(report.findings[0].found.starts_with(SILENT) && report.commands.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_node_of_several_may_be_silent() {
+        let fake = Fake::start(|request| match request {
+            "GET /version" => (200, serde_json::json!({ "version": "8.4.21" })),
+            _ => (403, serde_json::json!("Permission check failed (/, Sys.Audit)")),
+        })
+        .await;
+        let report = Setting::new(&[NOBODY_THERE, &fake.endpoint]).look(Some(TOKEN)).await;
+        assert_eq!(
+            levels(&report),
+            [
+                ("endpoint".to_owned(), Level::Warn),
+                ("endpoint".to_owned(), Level::Warn),
+                ("cluster".to_owned(), Level::Missing),
+            ]
+        );
+        assert!(report.findings[1].found.contains("not verified"), "{:?}", report.findings[1]);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_not_let_in_is_told_once() {
+        let fake = Fake::start(|_| (401, serde_json::json!("invalid token value!"))).await;
+        let report = Setting::new(&[&fake.endpoint]).look(Some(TOKEN)).await;
+        let last = report.findings.last().unwrap();
+        assert_eq!((last.name.as_str(), last.level), ("credentials", Level::Missing));
+        assert!(last.found.contains("forge@pve!ci is not let in") && !last.found.contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn without_credentials_the_way_to_a_token_is_told() {
+        let report = Setting::new(&[NOBODY_THERE]).look(None).await;
+        let last = report.findings.last().unwrap();
+        assert_eq!((last.name.as_str(), last.level), ("credentials", Level::Missing));
+        for command in ["pveum user token add forge@pve forge --privsep 1", "pveum user add forge@pve"] {
+            assert!(report.commands.iter().any(|it| it == command), "{:#?}", report.commands);
+        }
+    }
+}

@@ -225,7 +225,8 @@ impl World {
             ),
             ("GET", [.., "config"], Some(vmid)) => (200, json!(vms[&vmid].values)),
             ("GET", [.., "status", "current"], Some(vmid)) => {
-                (200, json!({ "status": vms[&vmid].get("test-status").unwrap_or("stopped") }))
+                let status = vms[&vmid].get("test-status").unwrap_or("stopped");
+                (200, json!({ "vmid": vmid, "status": status }))
             }
             ("POST", [.., "status", "stop"], Some(vmid)) => {
                 vms.get_mut(&vmid).unwrap().values.remove("test-status");

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
+use crate::pve::Vmid;
 
 fn storage(id: &str, kind: &str, content: &str, avail: u64) -> StorageStatus {
     serde_json::from_value(json!({
@@ -59,6 +60,7 @@ fn survey() -> Survey {
         needs,
         rights,
         roles: BTreeSet::new(),
+        pools: Vec::new(),
         route: Route {
             node: Some("10.0.0.1".parse().unwrap()),
             ours: Some("10.0.0.5".parse().unwrap()),
@@ -88,7 +90,7 @@ fn where_all_is_well_a_build_has_its_site() {
     assert_eq!((site.node.as_str(), site.disks.kind.as_str()), ("asgard", "zfspool"));
     assert!(!site.disks.takes_format && site.disks.linked_clones);
     assert!(site.can_download && site.tags_on_create);
-    assert_eq!(site.candidates().take(2).map(|it| it.get()).collect::<Vec<_>>(), [9000, 9001]);
+    assert_eq!(site.candidates().take(2).map(Vmid::get).collect::<Vec<_>>(), [9000, 9001]);
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn taken_vmids_are_not_tried() {
     let mut survey = survey();
     survey.taken = BTreeSet::from([9000, 9002]);
     let site = survey.site(Vec::new()).unwrap();
-    assert_eq!(site.candidates().take(2).map(|it| it.get()).collect::<Vec<_>>(), [9001, 9003]);
+    assert_eq!(site.candidates().take(2).map(Vmid::get).collect::<Vec<_>>(), [9001, 9003]);
     for (last, expected) in [(9003, Level::Ok), (9002, Level::Missing), (9000, Level::Missing)] {
         survey.profile.vmids = format!("9000-{last}");
         survey.taken.retain(|vmid| *vmid <= last);
@@ -194,6 +196,21 @@ fn missing_rights_hinder_what_needs_them() {
         let finding = finding(&survey, &format!("rights on {path}"));
         assert_eq!(finding.level, expected, "{path} {promotes}: {}", finding.found);
         assert!(survey.commands().iter().any(|command| command.starts_with("pveum acl modify ")));
+    }
+}
+
+#[test]
+fn a_pool_is_missing_only_where_that_can_be_seen() {
+    for (pools, audits, expected) in
+        [(&["forge"][..], true, Level::Ok), (&["other"], true, Level::Missing), (&[], false, Level::Note)]
+    {
+        let mut survey = survey();
+        survey.profile.pool = Some("forge".to_owned());
+        survey.pools = pools.iter().map(ToString::to_string).collect();
+        if audits {
+            survey.rights.insert("/pool/forge".to_owned(), BTreeSet::from(["Pool.Audit".to_owned()]));
+        }
+        assert_eq!(level(&survey, "pool forge"), expected, "{pools:?}");
     }
 }
 
