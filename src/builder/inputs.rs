@@ -134,16 +134,18 @@ pub(super) struct Prepared {
     _offers: Vec<seed::server::Offer>,
 }
 
+/// Starts the server that the guest reaches that way, with the plan's answers on it.
 pub(super) async fn prepare_seed(
     plan: &Plan,
     workspace: &Workspace,
+    reach: Reach,
     step: &Step<'_>,
 ) -> Result<Prepared, Failure> {
     let http = &plan.builder.profile.http;
-    let settings = Settings::new(Reach::QEMU, workspace.folder.join("installer-logs"))
+    let settings = Settings::new(reach, workspace.folder.join("installer-logs"))
         .and_then(|settings| {
             let [bind, port, advertise] = [&http.bind, &http.port, &http.advertise].map(Option::as_deref);
-            settings.with_profile(Reach::QEMU, bind, port, advertise)
+            settings.with_profile(reach, bind, port, advertise)
         })
         .kind(Kind::Definition)?;
     let (server, events) = Server::start(settings).await.kind(Kind::Infrastructure)?;
@@ -212,7 +214,7 @@ mod tests {
         let workspace = Workspace::create(folder.path()).unwrap();
         let run =
             Run::new("r".into(), "t".into(), folder.path().into(), Arc::new(Discard), Cancel::default());
-        let work = async |step: &Step<'_>| prepare_seed(&plan, &workspace, step).await;
+        let work = async |step: &Step<'_>| prepare_seed(&plan, &workspace, Reach::QEMU, step).await;
         let seed = run.step("seed", "title", Worker::Forge, work).await.unwrap();
         let served = seed._offers.iter().map(|offer| offer.url().to_owned()).collect();
         (std::fs::read(&seed.volume).unwrap(), seed.serial.clone(), served)

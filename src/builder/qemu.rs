@@ -35,6 +35,7 @@ use crate::plan::Plan;
 use crate::qemu::img::{self, Conversion};
 use crate::qemu::spec::{Boot, OnReset, UserNet};
 use crate::run::{Ending, Run, Step, Undone};
+use crate::seed::server::Reach;
 
 /// Builds a plan's template and returns the artifact's folder.
 ///
@@ -63,7 +64,7 @@ pub async fn build(
         .await?;
     let seed = run
         .step("seed", "preparing the installer's answers", Worker::Forge, async |step| {
-            prepare_seed(plan, workspace, step).await
+            prepare_seed(plan, workspace, Reach::QEMU, step).await
         })
         .await?;
     let disks = run
