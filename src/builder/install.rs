@@ -1,24 +1,27 @@
-//! Watches an installation: the machine, and what the installer fetches and reports.
+//! Watches an installation: the machine, whatever runs it, and what the installer fetches and reports.
 //!
 //! ```text
 //!   booting ─► answers fetched ─► installing (reports) ─► shutdown reported ─► powered off
-//!      │ fetch deadline   │ installer says FAIL   │ install deadline    │ reset, panic, QEMU died
+//!      │ fetch deadline   │ installer says FAIL   │ install deadline    │ reset, panic, died
 //!      └──────────────────┴───────────────────────┴─────────────────────┴─► diagnosis
 //! ```
 //!
 //! Powering off counts as success only after the installer's own last event; an installer that sent
 //! no event at all is given the benefit of the doubt, and the boot that follows decides.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::event::{Unit, human_duration};
 use crate::failure::{Failure, Kind};
-use crate::qemu::{End, Error, Machine};
 use crate::run::Step;
 use crate::seed::installer::{Ended, InstallerProgress};
 use crate::seed::server::ServerEvent;
@@ -45,6 +48,44 @@ pub struct Limits {
     pub answers: String,
 }
 
+/// How the machine of an installation came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// It is off, and nothing says that the guest did not do that itself.
+    PoweredOff,
+    /// The guest reset itself, where that ends the machine.
+    Reset,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// What runs it failed, in its own words.
+    Died(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PoweredOff => "the guest powered off",
+            Self::Reset => "the guest reset itself",
+            Self::Panicked => "the guest's kernel panicked",
+            Self::Died(words) => words,
+        })
+    }
+}
+
+/// What is known of the machine whose installation is watched.
+pub struct Watched<'a> {
+    /// Resolves when the machine has come to its end, or cannot be watched any more.
+    pub end: BoxFuture<'a, Result<End, Failure>>,
+    /// Presses Enter on the machine's keyboard; an error says why it need not be tried again.
+    pub press_enter: &'a (dyn Fn() -> BoxFuture<'a, Result<(), String>> + Send + Sync),
+}
+
+impl fmt::Debug for Watched<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Seen {
     answers: bool,
@@ -57,18 +98,19 @@ struct Seen {
 /// Watches one installation to its end.
 ///
 /// # Errors
-/// A failure of kind `Guest`, `Infrastructure` (QEMU died) or `Deadline`, with a diagnosis.
+/// A failure of kind `Guest`, `Infrastructure` (the machine died, or could not be watched) or
+/// `Deadline`, with a diagnosis.
 pub async fn watch(
     step: &Step<'_>,
-    machine: &Machine,
+    machine: Watched<'_>,
     events: &mut UnboundedReceiver<ServerEvent>,
     limits: &Limits,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     let mut seen = Seen::default();
-    let mut enter = started + ENTER_FROM;
-    let end = machine.wait_for_end(limits.install);
-    tokio::pin!(end);
+    let Watched { end, press_enter } = machine;
+    let mut end = pin!(timeout(limits.install, end));
+    let mut menu = pin!(hurry_menu(step, press_enter));
     loop {
         let fetch_deadline = limits.fetch.filter(|_| !seen.answers).map(|limit| started + limit);
         let logs_deadline = seen.failed_at.map(|at| at + LOGS_GRACE);
@@ -86,22 +128,33 @@ pub async fn watch(
                     seen.take(&event, step, limits, started);
                 }
                 return match end {
-                    Ok(end) => seen.verdict(step, &end),
+                    Ok(Ok(end)) => seen.verdict(step, &end),
+                    Ok(Err(failure)) => Err(failure),
                     Err(_) => Err(seen.too_long(limits)),
                 };
             }
             () = until(fetch_deadline) => return Err(not_fetched(limits)),
             () = until(logs_deadline) => return Err(seen.installer_failed()),
-            () = sleep_until(enter), if enter < started + ENTER_UNTIL => {
-                enter += ENTER_EVERY;
-                // A bonus that may fail; a QEMU that has gone is told of by its end.
-                if let Err(Error::Refused { reason, .. }) = machine.press_enter().await {
-                    step.note(format!("Enter cannot be pressed ({reason}): the medium's menu waits its time"));
-                    enter = started + ENTER_UNTIL;
-                }
-            }
+            never = &mut menu => match never {},
         }
     }
+}
+
+/// Presses Enter for a while, which saves the medium's menu its wait. A bonus that may fail.
+async fn hurry_menu<'a>(
+    step: &Step<'_>,
+    press_enter: &(dyn Fn() -> BoxFuture<'a, Result<(), String>> + Send + Sync),
+) -> Infallible {
+    let started = Instant::now();
+    sleep(ENTER_FROM).await;
+    while started.elapsed() < ENTER_UNTIL {
+        if let Err(reason) = press_enter().await {
+            step.note(format!("Enter cannot be pressed ({reason}): the medium's menu waits its time"));
+            break;
+        }
+        sleep(ENTER_EVERY).await;
+    }
+    std::future::pending().await
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -146,13 +199,13 @@ impl Seen {
     /// Decides what the machine's end means.
     fn verdict(&self, step: &Step<'_>, end: &End) -> Result<(), Failure> {
         match (end, self.progress.ended()) {
-            (End::PowerOff, Some(Ended::PoweredOff)) => Ok(()),
-            (End::PowerOff, None) if self.reports == 0 => {
+            (End::PoweredOff, Some(Ended::PoweredOff)) => Ok(()),
+            (End::PoweredOff, None) if self.reports == 0 => {
                 step.warn("the installer sent no reports: only the next boot can tell whether it succeeded");
                 Ok(())
             }
             (_, Some(Ended::Failed { .. })) => Err(self.installer_failed()),
-            (End::Crashed { .. } | End::Stopped, _) => {
+            (End::Died(_), _) => {
                 Err(Failure::new(Kind::Infrastructure, anyhow!("{end} {}", self.during())))
             }
             (End::Reset, Some(Ended::Rebooting)) => Err(Failure::new(

@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use self::host::{Host, Launch};
-use self::machine::{boot, gone, launch_machine, machine_folder, power_off, show_console};
+use self::machine::{
+    boot, end_of, gone, launch_machine, machine_folder, power_off, press_enter, show_console,
+};
 use self::prove::Template;
 use super::guest::{Facts, Guest, title};
 use super::inputs::{ANSWERS, Prepared, fetch_media, prepare_seed};
-use super::install::{self, Limits};
+use super::install::{self, Limits, Watched};
 use super::manifest::{finish, git_revision, manifest};
 use super::proof::{self, Drive};
 use super::workspace::{Staging, Workspace, remove};
@@ -216,7 +218,11 @@ async fn install(
         answers: ANSWERS.to_owned(),
     };
     let mut events = seed.events.lock().await;
-    if let Err(failure) = install::watch(step, &machine, &mut events, &limits).await {
+    let watched = Watched {
+        end: Box::pin(async { Ok(end_of(&machine).await) }),
+        press_enter: &|| Box::pin(press_enter(&machine)),
+    };
+    if let Err(failure) = install::watch(step, watched, &mut events, &limits).await {
         show_console(step, &machine);
         return Err(failure);
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow};
 
 use super::host::{Host, Launch};
 use crate::builder::BuildOptions;
+use crate::builder::install;
 use crate::builder::workspace::Workspace;
 use crate::communicator::socket_agent::SocketAgent;
 use crate::definition::DiskFormat;
@@ -15,7 +16,7 @@ use crate::event::{Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
-use crate::qemu::{End, Machine, MachineSpec};
+use crate::qemu::{End, Error, Machine, MachineSpec, State};
 use crate::run::{Ending, Run, Step, UndoId, Undone};
 
 /// How many lines of its console a guest that failed is quoted with.
@@ -72,6 +73,25 @@ pub(super) fn show_console(step: &Step<'_>, machine: &Machine) {
     let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
         step.output(*line);
+    }
+}
+
+/// Waits for a machine's end, as whoever watches an installation knows it.
+pub(super) async fn end_of(machine: &Machine) -> install::End {
+    let end = State::ended(&mut machine.state()).await;
+    match end {
+        End::PowerOff => install::End::PoweredOff,
+        End::Reset => install::End::Reset,
+        End::Panicked => install::End::Panicked,
+        End::Stopped | End::Crashed { .. } => install::End::Died(end.to_string()),
+    }
+}
+
+/// Presses Enter; a QEMU that has gone is told of by its end.
+pub(super) async fn press_enter(machine: &Machine) -> Result<(), String> {
+    match machine.press_enter().await {
+        Err(Error::Refused { reason, .. }) => Err(reason),
+        _ => Ok(()),
     }
 }
 
