@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! artifacts/<template>/<release>/
-//!   disk.qcow2      the template's disk; others are disk1.qcow2, disk2.qcow2, …
+//!   disk.qcow2      the template's disk; others are disk1.qcow2, disk2.qcow2, …; none when the
+//!                   template is on a cluster
 //!   manifest.json   its facts, below
 //!   logs/           the run's events and what the guests said
 //! ```
@@ -15,7 +16,7 @@ use crate::definition::Machine;
 use crate::event::Span;
 
 /// The version of the manifest's format.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// The manifest's file name in the artifact's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -51,11 +52,15 @@ pub struct Manifest {
     pub variables: BTreeMap<String, serde_json::Value>,
     /// The template's hardware, as the definition has it.
     pub machine: Machine,
-    /// The disk that was installed to.
-    pub disk: Disk,
+    /// The disk that was installed to, where the artifact has it as a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
     /// The machine's other disks, in the definition's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub more_disks: Vec<Disk>,
+    /// Where the template is, where it was made on a cluster. New in version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// The guest's `ID` and `VERSION_ID` from os-release(5).
     pub os: Os,
     /// Every check, with its finding.
@@ -64,6 +69,40 @@ pub struct Manifest {
     pub packages: Vec<Package>,
     /// Where the time went, until the manifest was written.
     pub spans: Vec<Span>,
+}
+
+impl Manifest {
+    /// Reads a manifest of this version or an earlier one.
+    ///
+    /// # Errors
+    /// When it is no manifest, or one of a later version.
+    pub fn parse(text: &[u8]) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let Format { format } = serde_json::from_slice(text)?;
+        if !(1..=MANIFEST_VERSION).contains(&format) {
+            return Err(ManifestError::Version { format });
+        }
+        Ok(serde_json::from_slice(text)?)
+    }
+}
+
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is no manifest.
+    #[error("it is no manifest: {0}")]
+    Shape(#[from] serde_json::Error),
+    /// A later forge wrote it.
+    #[error(
+        "it has the format {format}, and this forge reads 1 to {MANIFEST_VERSION}; a newer forge is needed"
+    )]
+    Version {
+        /// Its format.
+        format: u32,
+    },
 }
 
 /// What made an artifact.
@@ -112,6 +151,33 @@ pub struct Disk {
     pub sha256: String,
 }
 
+/// A template's place on a Proxmox VE cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The node.
+    pub node: String,
+    /// Its VMID there.
+    pub vmid: u32,
+    /// Its name there.
+    pub name: String,
+    /// The UUID of its SMBIOS, by which it is told from another VM of that VMID.
+    pub uuid: String,
+    /// Its disks.
+    pub volumes: Vec<Volume>,
+}
+
+/// A disk of a template on a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The key of the VM's configuration, such as `virtio0`.
+    pub key: String,
+    /// The volume's name, such as `local-zfs:base-9001-disk-0`.
+    pub volid: String,
+    /// The size that a guest sees, in bytes; unknown for what has none in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
 /// A guest's operating system.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Os {
@@ -132,8 +198,19 @@ pub struct CheckResult {
     pub name: String,
     /// Whether it held.
     pub passed: bool,
+    /// Whether it could not be made, so that nobody knows whether it would have held.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub not_proven: bool,
     /// What was found.
     pub detail: String,
+}
+
+impl CheckResult {
+    /// Tells whether it was made and did not hold.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        !self.passed && !self.not_proven
+    }
 }
 
 /// A package in the guest.
@@ -188,6 +265,20 @@ mod tests {
         let packages = parse_packages("zip\t3.0-15\tamd64\nvim\t9.1\tamd64\nghost\t\tamd64\nodd\n");
         let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
         assert_eq!(names, ["vim", "zip"]);
+    }
+
+    #[test]
+    fn a_manifest_of_each_version_loads_and_a_later_one_is_refused() {
+        let first = Manifest::parse(include_bytes!("../tests/golden/manifest/1.json")).unwrap();
+        assert_eq!((first.format, first.disk.unwrap().file.as_str()), (1, "disk.qcow2"));
+        assert!(first.place.is_none() && !first.checks[0].not_proven);
+        let second = Manifest::parse(include_bytes!("../tests/golden/manifest/2.json")).unwrap();
+        let place = second.place.unwrap();
+        assert_eq!((place.vmid, place.volumes[0].size), (90001, Some(20 << 30)));
+        assert!(second.disk.is_none() && second.checks[1].not_proven);
+        let later = Manifest::parse(br#"{"format": 3}"#).unwrap_err().to_string();
+        assert!(later.starts_with("it has the format 3, and this forge reads 1 to 2"), "{later}");
+        assert!(matches!(Manifest::parse(b"{}"), Err(ManifestError::Shape(_))));
     }
 
     #[test]

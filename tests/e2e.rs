@@ -204,7 +204,10 @@ fn a_medium_becomes_a_proven_template() {
     }
 
     // What lies there is whole, alone, and tells no secrets.
-    assert_eq!(manifest.disk.size, fs::metadata(out.join("disk.qcow2")).expect("a disk").len());
+    assert_eq!(
+        manifest.disk.as_ref().expect("a disk").size,
+        fs::metadata(out.join("disk.qcow2")).expect("a disk").len()
+    );
     let siblings: Vec<_> =
         fs::read_dir(out.parent().expect("a parent")).expect("a folder").flatten().collect();
     assert_eq!(siblings.len(), 1, "{siblings:?}");

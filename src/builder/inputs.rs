@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::workspace::{Workspace, write_whole};
+use crate::artifact;
 use crate::definition::Transport;
 use crate::event::{Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
@@ -26,6 +27,16 @@ pub(super) struct Media(pub(super) Vec<fetch::Image>);
 impl Media {
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.0.iter().map(|image| image.path.clone()).collect()
+    }
+
+    /// Returns them as a manifest names them.
+    pub(super) fn inputs(&self) -> Vec<artifact::Input> {
+        let input = |image: &fetch::Image| artifact::Input {
+            name: image.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            sha256: image.sha256.clone(),
+            size: image.size,
+        };
+        self.0.iter().map(input).collect()
     }
 }
 

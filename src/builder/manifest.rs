@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use tokio::process::Command;
 
 use super::guest::Facts;
-use super::inputs::Media;
 use super::workspace::{Staging, Workspace, write_whole};
 use crate::artifact::{self, BuilderInfo, CheckResult, Manifest};
 use crate::definition::VariableValue;
@@ -17,14 +16,23 @@ use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::run::Run;
 
+/// What a build made.
+#[derive(Debug)]
+pub(super) enum Product {
+    /// Files, the system's disk first.
+    Disks(Vec<artifact::Disk>),
+    /// A template on a cluster.
+    Template(artifact::Place),
+}
+
 /// Returns what is known of a build when it is done.
 #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
 pub(super) fn manifest(
     plan: &Plan,
     builder: BuilderInfo,
     run: &Run,
-    media: &Media,
-    mut disks: Vec<artifact::Disk>,
+    media: Vec<artifact::Input>,
+    product: Product,
     checks: Vec<CheckResult>,
     facts: Facts,
     revision: Option<String>,
@@ -38,11 +46,11 @@ pub(super) fn manifest(
         })
     });
     let mut inputs: Vec<_> = files.collect();
-    inputs.extend(media.0.iter().map(|image| artifact::Input {
-        name: image.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        sha256: image.sha256.clone(),
-        size: image.size,
-    }));
+    inputs.extend(media);
+    let (mut disks, place) = match product {
+        Product::Disks(disks) => (disks.into_iter(), None),
+        Product::Template(place) => (Vec::new().into_iter(), Some(place)),
+    };
     Manifest {
         format: artifact::MANIFEST_VERSION,
         template: plan.template.clone(),
@@ -61,8 +69,9 @@ pub(super) fn manifest(
         inputs,
         variables: shown_variables(plan),
         machine: plan.definition.machine.clone(),
-        disk: disks.remove(0),
-        more_disks: disks,
+        disk: disks.next(),
+        more_disks: disks.collect(),
+        place,
         os: facts.os,
         checks,
         packages: facts.packages,

@@ -15,19 +15,25 @@ pub mod proxmox;
 pub mod qemu;
 pub mod workspace;
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::BoxFuture;
 
+use self::workspace::Workspace;
 use crate::artifact::CheckResult;
 use crate::check::{self, Finding};
 use crate::definition::{Check, CheckAt, Timeout};
+use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
-use crate::qemu::Machine;
-use crate::run::Run;
+use crate::run::{Run, Step};
+
+/// How many lines of its console a guest that failed is quoted with.
+const CONSOLE_LINES: usize = 10;
 
 /// What becomes of a machine whose build failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -57,8 +63,19 @@ pub struct Keeper {
     machines: Arc<Mutex<Vec<Kept>>>,
 }
 
-/// A machine that still runs, with the port on which its SSH may answer.
-pub type Kept = (Arc<Machine>, u16);
+/// A machine that still runs.
+pub struct Kept {
+    /// How it is reached, a line for each way, such as `ssh      ssh -p 4711 USER@127.0.0.1`.
+    pub how_to_reach: Vec<String>,
+    /// Ends it.
+    pub end: Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>,
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("how_to_reach", &self.how_to_reach).finish_non_exhaustive()
+    }
+}
 
 impl Keeper {
     /// Says that machines of failed builds are wanted.
@@ -72,9 +89,9 @@ impl Keeper {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// Takes a machine that still runs, with the port on which its SSH may answer.
-    pub fn keep(&self, machine: Arc<Machine>, ssh_port: u16) {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push((machine, ssh_port));
+    /// Takes a machine that still runs.
+    pub fn keep(&self, machine: Kept) {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
     }
 
     /// Returns the machines that are kept, and keeps them no longer.
@@ -106,12 +123,37 @@ fn checks_at(plan: &Plan, patience: Patience, place: CheckAt) -> Vec<Check> {
     checks
 }
 
+/// Makes a folder in the run's evidence for one machine's logs.
+fn machine_folder(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure> {
+    let folder = workspace.folder.join(name);
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("making {}", folder.display()))
+        .kind(Kind::Infrastructure)?;
+    Ok(folder)
+}
+
+/// Shows the last lines of the serial console, as far as it has any.
+fn show_console(step: &Step<'_>, log: &Path) {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+        step.output(*line);
+    }
+}
+
 /// Writes findings into the run's folder, for people (`checks-AT.txt`) and programs (`.json`), and
 /// returns them as an artifact has them.
 fn record_findings(run: &Run, at: &str, findings: Vec<Finding>) -> anyhow::Result<Vec<CheckResult>> {
     let json = serde_json::to_vec_pretty(&findings).context("writing the findings")?;
     workspace::write_whole(&run.path(format!("checks-{at}.json")), &json)?;
     workspace::write_whole(&run.path(format!("checks-{at}.txt")), check::table(&findings).as_bytes())?;
-    let result = |Finding { name, passed, detail }| CheckResult { at: at.to_owned(), name, passed, detail };
+    let result = |Finding { name, passed, detail }| CheckResult {
+        at: at.to_owned(),
+        name,
+        passed,
+        not_proven: false,
+        detail,
+    };
     Ok(findings.into_iter().map(result).collect())
 }

@@ -1,5 +1,6 @@
 //! Looks at a clone from outside, as its users will: over the network with the OpenSSH client.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -61,8 +62,8 @@ pub enum Method {
 /// A clone's SSH server as it is reached from outside.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The forwarded port on 127.0.0.1.
-    pub port: u16,
+    /// Where it answers, or a port that leads there.
+    pub address: SocketAddr,
     /// The clone's host key as the guest agent read it, `ssh-ed25519 AAAA…`.
     pub host_key: String,
     /// A folder for the known-hosts file.
@@ -76,10 +77,10 @@ impl Target {
     /// When the client cannot be started.
     pub async fn login(&self, user: &str, key: &Key, method: Method, command: &str) -> anyhow::Result<Login> {
         let known_hosts = self.folder.join("known_hosts");
-        let line = format!("[127.0.0.1]:{} {}\n", self.port, self.host_key);
+        let line = format!("[{}]:{} {}\n", self.address.ip(), self.address.port(), self.host_key);
         std::fs::write(&known_hosts, line).context("writing the known hosts")?;
         let output = Command::new("ssh")
-            .args(ssh_args(user, self.port, key, &known_hosts, method))
+            .args(ssh_args(user, self.address, key, &known_hosts, method))
             .arg(command)
             .stdin(Stdio::null())
             .env("LC_ALL", "C")
@@ -99,7 +100,7 @@ impl Target {
 }
 
 /// Returns ssh(1)'s arguments up to the command: no configuration, no agent, no question.
-fn ssh_args(user: &str, port: u16, key: &Key, known_hosts: &Path, method: Method) -> Vec<String> {
+fn ssh_args(user: &str, address: SocketAddr, key: &Key, known_hosts: &Path, method: Method) -> Vec<String> {
     let options = match method {
         Method::Key => ["PreferredAuthentications=publickey", "PubkeyAuthentication=yes"],
         Method::Password => {
@@ -107,7 +108,7 @@ fn ssh_args(user: &str, port: u16, key: &Key, known_hosts: &Path, method: Method
         }
     };
     let mut args: Vec<String> = ["-F", "none", "-T", "-p"].map(str::to_owned).into();
-    args.push(port.to_string());
+    args.push(address.port().to_string());
     args.push("-i".to_owned());
     args.push(key.path.display().to_string());
     let known = format!("UserKnownHostsFile={}", known_hosts.display());
@@ -123,7 +124,7 @@ fn ssh_args(user: &str, port: u16, key: &Key, known_hosts: &Path, method: Method
     for option in fixed.into_iter().chain(options) {
         args.extend(["-o".to_owned(), option.to_owned()]);
     }
-    args.push(format!("{user}@127.0.0.1"));
+    args.push(format!("{user}@{}", address.ip()));
     args
 }
 
@@ -166,7 +167,8 @@ mod tests {
         let key = make_key(folder.path()).await.unwrap();
         assert!(key.public.starts_with("ssh-ed25519 "), "{}", key.public);
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let target = Target { port: free, host_key: key.public.clone(), folder: folder.path().into() };
+        let address = SocketAddr::from(([127, 0, 0, 1], free));
+        let target = Target { address, host_key: key.public.clone(), folder: folder.path().into() };
         for method in [Method::Key, Method::Password] {
             let login = target.login("odin", &key, method, "true").await.unwrap();
             assert!(matches!(login, Login::Failed(_)), "{login:?}");

@@ -1,6 +1,6 @@
 //! Proves a template: its clone is looked at from inside and outside, on whatever machine it runs.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::run::Step;
+
+const NO_PASSWORDS: &str = "password logins are refused";
+const NO_ROOT: &str = "root logins are refused";
 
 /// Who a machine is: what must differ between a template's guest and each of its clones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,8 +98,8 @@ pub(super) struct Subject<'a> {
     /// The key that its user was given.
     pub(super) key: &'a Key,
     pub(super) communicator: &'a dyn Communicator,
-    /// The port on 127.0.0.1 that leads to its SSH server.
-    pub(super) ssh_port: u16,
+    /// Where its SSH server is reached, else why it cannot be.
+    pub(super) ssh: Result<SocketAddr, String>,
     /// A folder for the SSH client's files.
     pub(super) work: &'a Path,
 }
@@ -109,7 +112,7 @@ impl Subject<'_> {
     /// When the clone cannot be asked.
     pub(super) async fn look(&self, step: &Step<'_>, started: Instant) -> Result<Vec<CheckResult>, Failure> {
         let deadline = self.patience.scaled(self.plan.definition.timeouts.boot.duration());
-        let mut findings = Findings { step, list: Vec::new() };
+        let mut findings = Findings { step, list: Vec::new(), not_proven: Vec::new() };
         let cloud_init = wait_for_cloud_init(self.communicator, deadline).await.kind(Kind::Guest)?;
         step.note(format!("the clone's first boot has ended after {}", human_duration(started.elapsed())));
         findings.add(
@@ -125,7 +128,17 @@ impl Subject<'_> {
             }
             Drive::ConfigDrive => self.config_drive(&mut findings).await.kind(Kind::Guest)?,
         }
-        super::record_findings(step.run(), self.drive.at(), findings.list).kind(Kind::Infrastructure)
+        let Findings { list, not_proven, .. } = findings;
+        let mut results =
+            super::record_findings(step.run(), self.drive.at(), list).kind(Kind::Infrastructure)?;
+        results.extend(not_proven.into_iter().map(|(name, detail)| CheckResult {
+            at: self.drive.at().to_owned(),
+            name,
+            passed: false,
+            not_proven: true,
+            detail,
+        }));
+        Ok(results)
     }
 
     async fn inside(&self, findings: &mut Findings<'_>) -> Result<(), CommunicatorError> {
@@ -173,23 +186,29 @@ impl Subject<'_> {
     async fn over_ssh(&self, findings: &mut Findings<'_>) -> Result<(), Failure> {
         let (user, guest_port) =
             (&self.plan.definition.template.cloud_init.user, self.plan.definition.proof.ssh_port);
+        let by_key = format!("{user} logs in by key on port {guest_port} and has sudo");
+        let address = match &self.ssh {
+            Ok(address) => *address,
+            Err(reason) => {
+                for name in [by_key.as_str(), NO_PASSWORDS, NO_ROOT] {
+                    findings.not_proven(name, reason);
+                }
+                return Ok(());
+            }
+        };
         let host_key = identity(self.communicator).await.kind(Kind::Guest)?.host_key;
-        let target = Target { port: self.ssh_port, host_key, folder: self.work.to_owned() };
+        let target = Target { address, host_key, folder: self.work.to_owned() };
         let login = target
             .login(user, self.key, Method::Key, "id -un && sudo -n id -un")
             .await
             .kind(Kind::Infrastructure)?;
-        findings.add(
-            &format!("{user} logs in by key on port {guest_port} and has sudo"),
-            login == Login::Accepted(format!("{user}\nroot")),
-            &describe(&login),
-        );
+        findings.add(&by_key, login == Login::Accepted(format!("{user}\nroot")), &describe(&login));
         let refused = Login::Refused(vec!["publickey".to_owned()]);
         let login =
             target.login(user, self.key, Method::Password, "true").await.kind(Kind::Infrastructure)?;
-        findings.add("password logins are refused", login == refused, &describe(&login));
+        findings.add(NO_PASSWORDS, login == refused, &describe(&login));
         let login = target.login("root", self.key, Method::Key, "true").await.kind(Kind::Infrastructure)?;
-        findings.add("root logins are refused", login == refused, &describe(&login));
+        findings.add(NO_ROOT, login == refused, &describe(&login));
         Ok(())
     }
 
@@ -233,12 +252,20 @@ impl Subject<'_> {
 struct Findings<'a> {
     step: &'a Step<'a>,
     list: Vec<Finding>,
+    /// What could not be looked at, with why.
+    not_proven: Vec<(String, String)>,
 }
 
 impl Findings<'_> {
     fn add(&mut self, name: &str, passed: bool, detail: &str) {
         self.step.check(name, passed, detail);
         self.list.push(Finding { name: name.to_owned(), passed, detail: detail.to_owned() });
+    }
+
+    /// Says that something could not be looked at, so that nobody takes it for proven.
+    fn not_proven(&mut self, name: &str, reason: &str) {
+        self.step.warn(&format!("not proven: {name}: {reason}"));
+        self.not_proven.push((name.to_owned(), reason.to_owned()));
     }
 }
 
@@ -270,7 +297,7 @@ fn describe(login: &Login) -> String {
 /// # Errors
 /// A failure of kind `Check` that names them.
 pub fn judge(results: &[CheckResult], what: &str) -> Result<(), Failure> {
-    let failed: Vec<_> = results.iter().filter(|result| !result.passed).collect();
+    let failed: Vec<_> = results.iter().filter(|result| result.has_failed()).collect();
     if failed.is_empty() {
         return Ok(());
     }
@@ -291,9 +318,12 @@ mod tests {
             at: "proof".into(),
             name: name.into(),
             passed,
+            not_proven: false,
             detail: "found x".into(),
         };
         assert!(judge(&[result("a", true)], "checks").is_ok());
+        let unknown = CheckResult { not_proven: true, ..result("c", false) };
+        assert!(judge(&[result("a", true), unknown], "checks").is_ok());
         let failure = judge(&[result("a", true), result("b", false)], "checks").unwrap_err();
         assert_eq!(failure.kind, Kind::Check);
         assert_eq!(failure.to_string(), "1 of 2 checks do not hold: b (found x)");

@@ -17,17 +17,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use self::host::{Host, Launch};
-use self::machine::{
-    boot, end_of, gone, launch_machine, machine_folder, power_off, press_enter, show_console,
-};
+use self::machine::{boot, end_of, gone, launch_machine, power_off, press_enter};
 use self::prove::Template;
 use super::guest::{Facts, Guest, title};
 use super::inputs::{ANSWERS, Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits, Watched};
-use super::manifest::{finish, git_revision, manifest};
+use super::manifest::{Product, finish, git_revision, manifest};
 use super::proof::{self, Drive};
 use super::workspace::{Staging, Workspace, remove};
-use super::{BuildOptions, Keeper};
+use super::{BuildOptions, Keeper, machine_folder, show_console};
 use crate::artifact;
 use crate::definition::{DiskFormat, Transport};
 use crate::event::{Event, Unit, Worker};
@@ -142,7 +140,8 @@ pub async fn build(
             overrides: host.overrides(&plan.definition.machine, &plan.machine),
         };
         let revision = git_revision(&plan.root).await;
-        let manifest = manifest(plan, builder, run, &media, exported, checks, facts, revision);
+        let manifest =
+            manifest(plan, builder, run, media.inputs(), Product::Disks(exported), checks, facts, revision);
         finish(&manifest, run, workspace, &staging)
     })
     .await?;
@@ -223,7 +222,7 @@ async fn install(
         press_enter: &|| Box::pin(press_enter(&machine)),
     };
     if let Err(failure) = install::watch(step, watched, &mut events, &limits).await {
-        show_console(step, &machine);
+        show_console(step, machine.serial_log());
         return Err(failure);
     }
     step.worker(Worker::Qemu);

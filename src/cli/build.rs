@@ -240,21 +240,12 @@ async fn keep_machines(keeper: &Keeper, shared: &Shared) {
     if machines.is_empty() {
         return;
     }
-    for (machine, ssh_port) in &machines {
-        say(&format!(
-            "\nThe machine is kept until Ctrl-C (process {}):\n  console  socat -,raw,echo=0 UNIX-CONNECT:{}\n  \
-             agent    {}\n",
-            machine.pid(),
-            machine.serial_socket().display(),
-            machine.agent_socket().display(),
-        ));
-        if let Ok(forwarded) = machine.forwarded_port(*ssh_port).await {
-            say(&format!("  ssh      ssh -p {forwarded} USER@127.0.0.1\n"));
-        }
+    for machine in &machines {
+        say(&format!("\nThe machine is kept until Ctrl-C:\n  {}\n", machine.how_to_reach.join("\n  ")));
     }
     shared.cancel.requested().await;
-    for (machine, _) in machines {
-        machine.kill().await;
+    for machine in machines {
+        (machine.end)().await;
     }
     for run in shared.runs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         if let Err(error) = Workspace::clear_work(&run.folder) {

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 
 use super::host::{Host, Launch};
-use crate::builder::BuildOptions;
-use crate::builder::install;
 use crate::builder::workspace::Workspace;
+use crate::builder::{BuildOptions, Kept, install, machine_folder, show_console};
 use crate::communicator::socket_agent::SocketAgent;
 use crate::definition::DiskFormat;
 use crate::event::{Worker, human_duration};
@@ -18,18 +17,6 @@ use crate::plan::Plan;
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
 use crate::qemu::{End, Error, Machine, MachineSpec, State};
 use crate::run::{Ending, Run, Step, UndoId, Undone};
-
-/// How many lines of its console a guest that failed is quoted with.
-const CONSOLE_LINES: usize = 10;
-
-/// Makes a folder in the run's evidence for one machine's logs.
-pub(super) fn machine_folder(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure> {
-    let folder = workspace.folder.join(name);
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("making {}", folder.display()))
-        .kind(Kind::Infrastructure)?;
-    Ok(folder)
-}
 
 /// Launches a machine whose end is registered first: after a failure with its screen kept, or with
 /// the machine itself kept if that was asked for.
@@ -53,7 +40,7 @@ pub(super) async fn launch_machine(
                 // Evidence, as far as it can be had.
                 let _taken = machine.screenshot(&screenshot).await;
                 if keeper.is_wanted() {
-                    keeper.keep(machine, ssh_port);
+                    keeper.keep(kept(machine, ssh_port).await);
                     return Ok(Undone::Nothing);
                 }
             }
@@ -66,14 +53,17 @@ pub(super) async fn launch_machine(
     Ok((machine, undo))
 }
 
-/// Shows the last lines of the serial console, as far as it has any.
-pub(super) fn show_console(step: &Step<'_>, machine: &Machine) {
-    let text = std::fs::read(machine.serial_log()).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-        step.output(*line);
+/// Says how a machine is reached that is kept until it is ended.
+async fn kept(machine: Arc<Machine>, ssh_port: u16) -> Kept {
+    let mut how_to_reach = vec![
+        format!("process  {}", machine.pid()),
+        format!("console  socat -,raw,echo=0 UNIX-CONNECT:{}", machine.serial_socket().display()),
+        format!("agent    {}", machine.agent_socket().display()),
+    ];
+    if let Ok(forwarded) = machine.forwarded_port(ssh_port).await {
+        how_to_reach.push(format!("ssh      ssh -p {forwarded} USER@127.0.0.1"));
     }
+    Kept { how_to_reach, end: Box::new(|| Box::pin(async move { machine.kill().await })) }
 }
 
 /// Waits for a machine's end, as whoever watches an installation knows it.
@@ -135,7 +125,7 @@ pub(super) async fn boot(
     let started = tokio::time::Instant::now();
     let deadline = host.patience().scaled(plan.definition.timeouts.boot.duration());
     agent.wait_until_ready(deadline).await.kind(silence(&machine)).map_err(|failure| {
-        show_console(step, &machine);
+        show_console(step, machine.serial_log());
         match failure.kind {
             Kind::Deadline => failure
                 .hint(

@@ -1,5 +1,6 @@
 //! Boots clones of the finished disks, as Proxmox's clones boot, for the proof.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -62,7 +63,7 @@ pub(super) async fn prove(
     step.worker(Worker::Guest);
     let result = look(template, drive, step, &machine, &seed, &key).await;
     step.worker(Worker::Qemu);
-    if !result.as_ref().is_ok_and(|results| results.iter().all(|result| result.passed)) {
+    if !result.as_ref().is_ok_and(|results| !results.iter().any(CheckResult::has_failed)) {
         // Evidence, as far as it can be had.
         let _taken = machine.screenshot(&step.run().path(format!("{}.png", drive.at()))).await;
     }
@@ -96,7 +97,7 @@ async fn look(
         drive,
         key,
         communicator: &agent,
-        ssh_port,
+        ssh: Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ssh_port))),
         work: &template.work,
     };
     subject.look(step, started).await
