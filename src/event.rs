@@ -40,6 +40,8 @@ pub enum Worker {
     Hash,
     /// QEMU or qemu-img outside the guest: starting, stopping, converting.
     Qemu,
+    /// A Proxmox node: its tasks and its answers.
+    Node,
 }
 
 /// How a step ended.

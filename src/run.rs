@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::event::{self, Event, Outcome, Record, Sink, Span, Unit, Worker};
 use crate::failure::{Failure, Kind};
 
-/// How long one undo may take.
+/// How long one undo may take that says nothing else.
 const UNDO_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Asks runs to stop; clones share the request.
@@ -87,6 +87,7 @@ struct Undo {
     what: String,
     /// The command that removes it by hand, for the list of leftovers.
     by_hand: String,
+    limit: Duration,
     action: UndoAction,
 }
 
@@ -204,6 +205,22 @@ impl Run {
         Fut: Future<Output = anyhow::Result<U>> + Send + 'static,
         U: Into<Undone>,
     {
+        self.undo_within(UNDO_DEADLINE, what, by_hand, action)
+    }
+
+    /// Does the same for what takes longer to remove.
+    pub fn undo_within<F, Fut, U>(
+        &self,
+        limit: Duration,
+        what: impl Into<String>,
+        by_hand: impl Into<String>,
+        action: F,
+    ) -> UndoId
+    where
+        F: FnOnce(Ending) -> Fut + Send + 'static,
+        Fut: Future<Output = anyhow::Result<U>> + Send + 'static,
+        U: Into<Undone>,
+    {
         let mut state = self.state();
         let id = state.next_undo;
         state.next_undo += 1;
@@ -211,6 +228,7 @@ impl Run {
             id,
             what: what.into(),
             by_hand: by_hand.into(),
+            limit,
             action: Box::new(|ending| {
                 let undone = action(ending);
                 Box::pin(async move { undone.await.map(Into::into) })
@@ -265,13 +283,13 @@ impl Run {
     async fn undo_all(&self, ending: Ending) {
         loop {
             let Some(undo) = self.state().undo.pop() else { return };
-            let error = match tokio::time::timeout(UNDO_DEADLINE, (undo.action)(ending)).await {
+            let error = match tokio::time::timeout(undo.limit, (undo.action)(ending)).await {
                 Ok(Ok(Undone::Nothing)) => continue,
                 Ok(Ok(Undone::Removed)) => None,
                 Ok(Err(error)) => Some(format!("{error:#}; remove it with: {}", undo.by_hand)),
                 Err(_) => Some(format!(
                     "not done after {}; remove it with: {}",
-                    event::human_duration(UNDO_DEADLINE),
+                    event::human_duration(undo.limit),
                     undo.by_hand
                 )),
             };

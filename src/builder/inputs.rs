@@ -20,6 +20,10 @@ use crate::seed::server::{Reach, Server, ServerEvent, Settings};
 /// The name under which the installer's answers are served.
 pub(super) const ANSWERS: &str = "autoinstall.yaml";
 
+/// The name that the installed system fetches when its first boot has come so far that its guest agent
+/// runs: forge then asks the agent at once.
+pub(super) const READY: &str = "ready";
+
 /// The verified media: the installer's first.
 #[derive(Debug)]
 pub(super) struct Media(pub(super) Vec<fetch::Image>);
@@ -44,19 +48,29 @@ pub(super) async fn fetch_media(plan: &Plan, step: &Step<'_>) -> Result<Media, F
     let cache = fetch::Cache::of_user().kind(Kind::Infrastructure)?;
     let mut images = Vec::new();
     for (location, expected) in media(plan)? {
-        let show = |progress: fetch::Progress| show_fetch(step, progress);
-        let image =
-            fetch::image(&location, &plan.root, &expected, &cache, &show).await.map_err(fetch_failure)?;
-        if let Some(signer) = &image.signed_by {
-            step.note(format!("its checksum is signed by {signer}"));
-        }
-        images.push(image);
+        images.push(fetch_medium(plan, &location, &expected, &cache, step).await?);
     }
     Ok(Media(images))
 }
 
+/// Fetches one medium to this machine.
+pub(super) async fn fetch_medium(
+    plan: &Plan,
+    location: &str,
+    expected: &Expected,
+    cache: &fetch::Cache,
+    step: &Step<'_>,
+) -> Result<fetch::Image, Failure> {
+    let show = |progress: fetch::Progress| show_fetch(step, progress);
+    let image = fetch::image(location, &plan.root, expected, cache, &show).await.map_err(fetch_failure)?;
+    if let Some(signer) = &image.signed_by {
+        step.note(format!("its checksum is signed by {signer}"));
+    }
+    Ok(image)
+}
+
 /// Returns where each medium is and what it must be.
-fn media(plan: &Plan) -> Result<Vec<(String, Expected)>, Failure> {
+pub(super) fn media(plan: &Plan) -> Result<Vec<(String, Expected)>, Failure> {
     let source = &plan.definition.source;
     let expected = match (&source.sha256, &source.checksums) {
         (Some(sha256), _) => Expected::Sha256(sha256.clone()),
@@ -77,7 +91,7 @@ fn media(plan: &Plan) -> Result<Vec<(String, Expected)>, Failure> {
     Ok(media)
 }
 
-fn last_part(location: &str) -> String {
+pub(super) fn last_part(location: &str) -> String {
     location.rsplit('/').next().unwrap_or(location).to_owned()
 }
 
@@ -178,6 +192,7 @@ pub(super) async fn prepare_seed(
             offers.push(server.offer(name, file.content.clone()).kind(Kind::Definition)?);
         }
     }
+    offers.push(server.offer(READY, String::new()).kind(Kind::Definition)?);
     let path = workspace.work("seed.iso");
     write_whole(&path, &volume).kind(Kind::Infrastructure)?;
     step.note(format!("answers are served at {}", server.advertises()));
@@ -236,11 +251,11 @@ mod tests {
         let (volume, serial, served) = given(Transport::Http).await;
         assert!(volume == seed::stub_volume());
         assert_eq!(serial.unwrap(), format!("forge={}", served[0]));
-        assert_eq!(served.len(), 1);
+        assert_eq!(served.len(), 2);
 
         let (volume, serial, served) = given(Transport::Cdrom).await;
         let holds = |text: &str| volume.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(holds("timezone: \"Europe/Paris\"") && !holds("{{ var.timezone"));
-        assert_eq!((serial, served.len()), (None, 0));
+        assert_eq!((serial, served.len()), (None, 1));
     }
 }

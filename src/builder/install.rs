@@ -208,7 +208,8 @@ impl Seen {
             (End::Died(_), _) => {
                 Err(Failure::new(Kind::Infrastructure, anyhow!("{end} {}", self.during())))
             }
-            (End::Reset, Some(Ended::Rebooting)) => Err(Failure::new(
+            // Where a reset ends the machine, not everything that runs one can tell it from a power-off.
+            (End::Reset | End::PoweredOff, Some(Ended::Rebooting)) => Err(Failure::new(
                 Kind::Guest,
                 anyhow!("the installer rebooted at its end instead of powering off"),
             )

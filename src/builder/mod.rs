@@ -1,7 +1,6 @@
 //! The builders: each turns a plan into an artifact on its kind of machine.
 //!
-//! What knows one kind of machine lies below its builder, [`qemu`], but for [`install`] and what is
-//! kept of a failed build. The rest knows a guest by its communicator alone: the work in it
+//! What knows one kind of machine lies below its builder, [`qemu`] or [`proxmox`]. The rest knows a guest by its communicator alone: the work in it
 //! (`guest`), the look at a clone ([`proof`]), what goes in (`inputs`) and what is left (`manifest`).
 
 pub mod clone;
@@ -21,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use futures_util::future::BoxFuture;
 
 use self::workspace::Workspace;
@@ -54,6 +53,28 @@ pub struct BuildOptions {
     pub out: Option<PathBuf>,
     /// Takes the machine of a failed build, if it is wanted.
     pub keeper: Keeper,
+    /// Whether the template also gets its own VMID on the cluster, if that is free.
+    pub promote: bool,
+}
+
+/// Builds a plan's template on the builder of its profile and returns the artifact's folder.
+///
+/// # Errors
+/// The first failure, with its kind; what the build made is registered to be undone.
+pub async fn build(
+    plan: &Plan,
+    options: &BuildOptions,
+    workspace: &Workspace,
+    run: &Run,
+) -> Result<PathBuf, Failure> {
+    match &plan.builder.profile.proxmox {
+        Some(profile) => proxmox::build(plan, profile, options, workspace, run).await,
+        None if options.promote => Err(Failure::new(
+            Kind::Usage,
+            anyhow!("--promote is for templates on a cluster, and {} builds here", plan.builder.name),
+        )),
+        None => qemu::build(plan, options, workspace, run).await,
+    }
 }
 
 /// Holds the machines of failed builds, for as long as the user wants them; clones share them.

@@ -1,15 +1,21 @@
 //! Looks at a clone from outside, as its users will: over the network with the OpenSSH client.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 /// How long one login may take; emulated guests need seconds for a key exchange.
 const LOGIN_DEADLINE: Duration = Duration::from_mins(1);
+
+/// How often, and how long each time, it is tried whether an address is reached.
+const ROUTE_TRIES: u32 = 3;
+const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A key pair of one proof, gone with the run's work folder.
 #[derive(Debug, Clone)]
@@ -99,6 +105,24 @@ impl Target {
     }
 }
 
+/// Finds out whether packets from here reach an address at all: whatever answers there will do.
+///
+/// # Errors
+/// In words, when nothing is reached.
+pub async fn route(address: SocketAddr) -> Result<(), String> {
+    let mut reason = String::new();
+    for _ in 0..ROUTE_TRIES {
+        match tokio::time::timeout(ROUTE_DEADLINE, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => return Ok(()),
+            // Refused by the clone itself: the way is there, and what is behind it will be judged.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            Ok(Err(error)) => reason = error.to_string(),
+            Err(_) => reason = format!("no answer within {} s", ROUTE_DEADLINE.as_secs()),
+        }
+    }
+    Err(format!("{address} is not reached from here: {reason}"))
+}
+
 /// Returns ssh(1)'s arguments up to the command: no configuration, no agent, no question.
 fn ssh_args(user: &str, address: SocketAddr, key: &Key, known_hosts: &Path, method: Method) -> Vec<String> {
     let options = match method {
@@ -169,6 +193,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = SocketAddr::from(([127, 0, 0, 1], free));
         let target = Target { address, host_key: key.public.clone(), folder: folder.path().into() };
+        assert_eq!(route(address).await, Ok(()));
         for method in [Method::Key, Method::Password] {
             let login = target.login("odin", &key, method, "true").await.unwrap();
             assert!(matches!(login, Login::Failed(_)), "{login:?}");

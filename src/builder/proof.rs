@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Patience;
 use super::clone::{self, CloneSeed};
-use super::outside::{Key, Login, Method, Target};
+use super::outside::{self, Key, Login, Method, Target};
 use crate::artifact::CheckResult;
 use crate::check::{self, Finding};
 use crate::communicator::{Communicator, CommunicatorError, Exec};
@@ -17,10 +17,16 @@ use crate::definition::CheckAt;
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
-use crate::run::Step;
+use crate::run::{Run, Step};
 
 const NO_PASSWORDS: &str = "password logins are refused";
 const NO_ROOT: &str = "root logins are refused";
+const CONFIG_DRIVE: &str = "the ConfigDrive volume is accepted";
+const CONFIG_DRIVE_HOSTNAME: &str = "its hostname is taken";
+const CONFIG_DRIVE_KEY: &str = "its key is given to the user";
+
+const EMPTY_VENDOR_DATA: &str = "the volume that the hypervisor made has an empty vendor_data.json, for which \
+                                 cloud-init refuses it whole; a local build proves it with a good one";
 
 /// Who a machine is: what must differ between a template's guest and each of its clones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +104,11 @@ pub(super) struct Subject<'a> {
     /// The key that its user was given.
     pub(super) key: &'a Key,
     pub(super) communicator: &'a dyn Communicator,
-    /// Where its SSH server is reached, else why it cannot be.
-    pub(super) ssh: Result<SocketAddr, String>,
+    /// Where its SSH server is reached.
+    pub(super) ssh: SocketAddr,
+    /// Whether packets from here surely get there; else it is tried, and what is not reached is told as
+    /// not proven.
+    pub(super) is_routed: bool,
     /// A folder for the SSH client's files.
     pub(super) work: &'a Path,
 }
@@ -113,6 +122,12 @@ impl Subject<'_> {
     pub(super) async fn look(&self, step: &Step<'_>, started: Instant) -> Result<Vec<CheckResult>, Failure> {
         let deadline = self.patience.scaled(self.plan.definition.timeouts.boot.duration());
         let mut findings = Findings { step, list: Vec::new(), not_proven: Vec::new() };
+        if self.drive == Drive::ConfigDrive && self.has_empty_vendor_data().await.kind(Kind::Guest)? {
+            for name in [CONFIG_DRIVE, CONFIG_DRIVE_HOSTNAME, CONFIG_DRIVE_KEY] {
+                findings.not_proven(name, EMPTY_VENDOR_DATA);
+            }
+            return findings.into_results(step.run(), self.drive);
+        }
         let cloud_init = wait_for_cloud_init(self.communicator, deadline).await.kind(Kind::Guest)?;
         step.note(format!("the clone's first boot has ended after {}", human_duration(started.elapsed())));
         findings.add(
@@ -128,17 +143,7 @@ impl Subject<'_> {
             }
             Drive::ConfigDrive => self.config_drive(&mut findings).await.kind(Kind::Guest)?,
         }
-        let Findings { list, not_proven, .. } = findings;
-        let mut results =
-            super::record_findings(step.run(), self.drive.at(), list).kind(Kind::Infrastructure)?;
-        results.extend(not_proven.into_iter().map(|(name, detail)| CheckResult {
-            at: self.drive.at().to_owned(),
-            name,
-            passed: false,
-            not_proven: true,
-            detail,
-        }));
-        Ok(results)
+        findings.into_results(step.run(), self.drive)
     }
 
     async fn inside(&self, findings: &mut Findings<'_>) -> Result<(), CommunicatorError> {
@@ -187,17 +192,16 @@ impl Subject<'_> {
         let (user, guest_port) =
             (&self.plan.definition.template.cloud_init.user, self.plan.definition.proof.ssh_port);
         let by_key = format!("{user} logs in by key on port {guest_port} and has sudo");
-        let address = match &self.ssh {
-            Ok(address) => *address,
-            Err(reason) => {
-                for name in [by_key.as_str(), NO_PASSWORDS, NO_ROOT] {
-                    findings.not_proven(name, reason);
-                }
-                return Ok(());
+        if !self.is_routed
+            && let Err(reason) = outside::route(self.ssh).await
+        {
+            for name in [by_key.as_str(), NO_PASSWORDS, NO_ROOT] {
+                findings.not_proven(name, &reason);
             }
-        };
+            return Ok(());
+        }
         let host_key = identity(self.communicator).await.kind(Kind::Guest)?.host_key;
-        let target = Target { address, host_key, folder: self.work.to_owned() };
+        let target = Target { address: self.ssh, host_key, folder: self.work.to_owned() };
         let login = target
             .login(user, self.key, Method::Key, "id -un && sudo -n id -un")
             .await
@@ -224,6 +228,15 @@ impl Subject<'_> {
         Ok(())
     }
 
+    /// Tells whether the clone's `ConfigDrive` volume is one that cloud-init refuses whole: Proxmox leaves
+    /// `vendor_data.json` empty, which is no JSON.
+    async fn has_empty_vendor_data(&self) -> Result<bool, CommunicatorError> {
+        let script = "d=$(mktemp -d) && mount -o ro /dev/disk/by-label/config-2 \"$d\" || exit 2; \
+                      f=$d/openstack/latest/vendor_data.json; test -e \"$f\" && test ! -s \"$f\"; r=$?; \
+                      umount \"$d\"; rmdir \"$d\"; exit $r";
+        Ok(self.communicator.exec(&Exec::shell(script)).await?.success())
+    }
+
     async fn config_drive(&self, findings: &mut Findings<'_>) -> Result<(), CommunicatorError> {
         let user = &self.plan.definition.template.cloud_init.user;
         let script = "hostname; grep -o 'DataSource[A-Za-z]*' /run/cloud-init/result.json | head -n 1; \
@@ -234,14 +247,14 @@ impl Subject<'_> {
         let (hostname, source) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let source_is = source == "DataSourceConfigDrive";
         findings.add(
-            "the ConfigDrive volume is accepted",
+            CONFIG_DRIVE,
             source_is,
             &format!("the data source is {source}"),
         );
-        findings.add("its hostname is taken", hostname == self.seed.hostname, &format!("it is {hostname}"));
+        findings.add(CONFIG_DRIVE_HOSTNAME, hostname == self.seed.hostname, &format!("it is {hostname}"));
         let has_key = lines.any(|line| line == self.seed.public_key);
         findings.add(
-            "its key is given to the user",
+            CONFIG_DRIVE_KEY,
             has_key,
             if has_key { "it is there" } else { "it is missing" },
         );
@@ -260,6 +273,19 @@ impl Findings<'_> {
     fn add(&mut self, name: &str, passed: bool, detail: &str) {
         self.step.check(name, passed, detail);
         self.list.push(Finding { name: name.to_owned(), passed, detail: detail.to_owned() });
+    }
+
+    /// Writes down what was found and returns it as an artifact has it.
+    fn into_results(self, run: &Run, drive: Drive) -> Result<Vec<CheckResult>, Failure> {
+        let mut results = super::record_findings(run, drive.at(), self.list).kind(Kind::Infrastructure)?;
+        results.extend(self.not_proven.into_iter().map(|(name, detail)| CheckResult {
+            at: drive.at().to_owned(),
+            name,
+            passed: false,
+            not_proven: true,
+            detail,
+        }));
+        Ok(results)
     }
 
     /// Says that something could not be looked at, so that nobody takes it for proven.

@@ -27,6 +27,7 @@ use crate::run::{Cancel, Run};
   forge build ubuntu-noble                       on the local QEMU
   forge build ubuntu-noble --on asgard           on the builder of builders/asgard.toml
   forge build ubuntu-noble --var memory_mib=2048 with another value of a variable
+  forge build ubuntu-noble --on asgard --promote and make it the template that users clone
   forge build ubuntu-noble --on-error keep       keep the machine of a failed build")]
 pub struct Args {
     /// The templates to build
@@ -56,6 +57,9 @@ pub struct Args {
     /// Keep the machine of a failed build: short for --on-error keep
     #[arg(long, conflicts_with = "on_error")]
     keep: bool,
+    /// Give the proven template its own VMID too, if no template has it yet (Proxmox only)
+    #[arg(long)]
+    promote: bool,
     /// How the build is shown
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -142,7 +146,7 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
     let mut builds = tokio::task::JoinSet::new();
     for plan in plans {
         let (shared, turns) = (Arc::clone(&shared), Arc::clone(&turns));
-        let options = BuildOptions { out: args.out.clone(), keeper: keeper.clone() };
+        let options = BuildOptions { out: args.out.clone(), keeper: keeper.clone(), promote: args.promote };
         builds.spawn(async move {
             let _turn = turns.acquire().await.context("waiting for a turn").kind(Kind::Unexpected)?;
             build_one(&plan, &options, &shared).await
@@ -178,7 +182,7 @@ async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) ->
         folder: workspace.folder.display().to_string(),
     });
     let mut result = match sweep(&workspace, &run) {
-        Ok(()) => builder::qemu::build(plan, options, &workspace, &run).await,
+        Ok(()) => builder::build(plan, options, &workspace, &run).await,
         Err(failure) => Err(failure),
     };
     if let Err(failure) = &mut result {

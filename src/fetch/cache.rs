@@ -54,7 +54,8 @@ impl Cache {
     }
 
     /// Returns the one whole file with that digest, if there is one.
-    pub(super) fn whole(&self, digest: &str) -> Option<PathBuf> {
+    #[must_use]
+    pub fn whole(&self, digest: &str) -> Option<PathBuf> {
         let mut entries = fs::read_dir(self.root.join("sha256").join(digest)).ok()?;
         entries.next()?.ok().map(|entry| entry.path())
     }

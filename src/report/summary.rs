@@ -135,6 +135,7 @@ const fn name(worker: Worker) -> &'static str {
         Worker::Download => "download",
         Worker::Hash => "hashing",
         Worker::Qemu => "qemu",
+        Worker::Node => "node",
     }
 }
 

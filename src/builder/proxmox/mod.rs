@@ -1,11 +1,477 @@
-//! Builds on Proxmox VE.
+//! The Proxmox builder: a VM on a node, from the installer medium to a proven template.
+//!
+//! ```text
+//! preflight ─► seed ─► media ─► create ─► install ──────► boot ─► steps ─► checks ─► seal ─► template ─► prove ─► artifact
+//!                               VMID by    ends by         media              power-off  cloud-init,  a clone   manifest,
+//!                               trying     power-off       detached                      converted    of it     promotion
+//! ```
+//!
+//! Everything that is made on the node is written into the run's journal first, bears the run's marks,
+//! and is removed only if it bears them.
 
 pub mod access;
+mod again;
+mod console;
 #[cfg(test)]
 pub(crate) mod fake;
+mod finish;
+mod hardware;
 pub mod journal;
 pub mod leftovers;
 pub mod marks;
+mod media;
 pub mod process;
+mod prove;
 pub mod site;
 pub mod survey;
+mod text;
+mod vm;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use self::again::when_free;
+use self::console::{Recorder, end_of, press_enter};
+use self::finish::Draft;
+use self::hardware::Installing;
+use self::journal::Journal;
+use self::marks::State;
+use self::media::{Medium, SeedVolume};
+use self::process::Process;
+use self::site::{Site, failed};
+use self::survey::Wish;
+use self::vm::{OwnVm, Purpose};
+use super::guest::{Guest, title};
+use super::inputs::{ANSWERS, Prepared, READY, prepare_seed};
+use super::install::{self, Limits, Watched};
+use super::manifest::{Product, finish, git_revision, manifest};
+use super::proof::Drive;
+use super::workspace::{Staging, Workspace, remove};
+use super::{BuildOptions, Keeper, Patience, machine_folder, proof, show_console};
+use crate::artifact;
+use crate::communicator::pve_agent::PveAgent;
+use crate::definition::{ProxmoxProfile, Transport};
+use crate::event::{Event, Worker, human_duration};
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::plan::Plan;
+use crate::pve::property::smbios;
+use crate::pve::{Client, ConfigChange, Ending, Upid, Vmid};
+use crate::run::{Run, Step};
+use crate::seed::server::{Reach, ServerEvent};
+
+/// The cluster, as one build uses it.
+struct Cluster<'a> {
+    plan: &'a Plan,
+    profile: &'a ProxmoxProfile,
+    client: Client,
+    site: Site,
+    patience: Patience,
+    journal: Arc<Journal>,
+    process: Process,
+    keeper: Keeper,
+}
+
+/// Builds a plan's template on a node and returns the folder of the artifact, which has its manifest.
+///
+/// # Errors
+/// The first failure, with its kind; what the build made is registered to be undone.
+pub async fn build(
+    plan: &Plan,
+    profile: &ProxmoxProfile,
+    options: &BuildOptions,
+    workspace: &Workspace,
+    run: &Run,
+) -> Result<PathBuf, Failure> {
+    let staging =
+        workspace.artifact(options.out.as_deref(), &plan.template, &plan.definition.template.release);
+    register_folders(run, workspace, &staging);
+    // Now, not after an hour: a place that cannot be written to fails before anything starts.
+    staging.create().kind(Kind::Infrastructure)?;
+
+    let cluster = run
+        .step("preflight", "seeing whether the node has what it takes", Worker::Node, async |step| {
+            reach_cluster(plan, profile, options, workspace, step).await
+        })
+        .await?;
+    let seed = run
+        .step("seed", "preparing the installer's answers", Worker::Forge, async |step| {
+            prepare_seed(plan, workspace, cluster.reach()?, step).await
+        })
+        .await?;
+    let (media, seed_volume) = run
+        .step("media", "bringing the media to the node's storage", Worker::Node, async |step| {
+            let media = cluster.bring_media(step).await?;
+            Ok((media, cluster.bring_seed(&seed, step).await?))
+        })
+        .await?;
+    let own = run
+        .step("create", "creating the VM", Worker::Node, async |step| {
+            create(&cluster, &media, &seed, &seed_volume, step).await
+        })
+        .await?;
+    run.step("install", "installing from the medium", Worker::Node, async |step| {
+        install(&cluster, workspace, &own, &seed, step).await?;
+        detach_media(&cluster, &own, media.len()).await?;
+        cluster.remove_seed(&seed_volume, step).await
+    })
+    .await?;
+
+    let (agent, recorder) = run
+        .step("boot", "booting the installed system", Worker::Node, async |step| {
+            boot(&cluster, workspace, &own, &seed, step).await
+        })
+        .await?;
+    let guest = Guest {
+        plan,
+        patience: cluster.patience,
+        communicator: &agent,
+        seed: &seed,
+        fault: &|| Kind::Guest,
+    };
+    for planned in &plan.steps {
+        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
+        if let Some(reason) = &planned.skipped {
+            run.skip(&id, &title, reason);
+            continue;
+        }
+        own.renew();
+        run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
+    }
+    own.renew();
+    let mut checks =
+        run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
+    let facts = run
+        .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
+        .await?;
+    own.renew();
+    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
+        guest.seal(step).await?;
+        step.note("sealed; powering off");
+        step.worker(Worker::Node);
+        power_off(&cluster, &own).await
+    })
+    .await?;
+    drop(recorder);
+    seed.server.stop().await;
+
+    own.renew();
+    let draft = Draft::new(&cluster, &staging, facts.packages.len());
+    run.step("template", "turning the VM into a template", Worker::Node, async |step| {
+        cluster.finish_template(&own, &draft, step).await
+    })
+    .await?;
+    for drive in proofs(plan) {
+        own.renew();
+        let title = match drive {
+            Drive::NoCloud => "proving a clone",
+            Drive::ConfigDrive => "proving that a ConfigDrive volume is accepted",
+        };
+        let results = run
+            .step(drive.at(), title, Worker::Node, async |step| {
+                let results = cluster.prove(&own, &facts.identity, drive, workspace, step).await?;
+                proof::judge(&results, "promises of the proof")?;
+                Ok(results)
+            })
+            .await?;
+        checks.extend(results);
+    }
+    let mut place = run
+        .step("candidate", "marking the template as proven", Worker::Node, async |step| {
+            cluster.mark_as_proven(own, &draft, &checks, step).await
+        })
+        .await?;
+    if options.promote {
+        place = run
+            .step("promote", "making it the template that users clone", Worker::Node, async |step| {
+                cluster.promote(&place, &draft, &checks, step).await
+            })
+            .await?;
+    }
+    run.step("artifact", "writing the manifest", Worker::Forge, async |step| {
+        let builder = artifact::BuilderInfo {
+            name: plan.builder.name.clone(),
+            accelerator: if plan.builder.profile.machine.kvm == Some(false) { "tcg" } else { "kvm" }.to_owned(),
+            overrides: hardware::shown_overrides(plan),
+        };
+        cluster.tell_requests(step)?;
+        let inputs = media.into_iter().map(|medium| medium.input).collect();
+        let revision = git_revision(&plan.root).await;
+        let product = Product::Template(place);
+        let manifest = manifest(plan, builder, run, inputs, product, checks, facts, revision);
+        finish(&manifest, run, workspace, &staging)
+    })
+    .await?;
+    Ok(staging.final_path)
+}
+
+/// Registers the removal of what a failed build must not leave here.
+fn register_folders(run: &Run, workspace: &Workspace, staging: &Staging) {
+    for (what, folder) in [
+        ("the partial artifact", staging.partial.clone()),
+        ("the build's work folder", workspace.folder.join("work")),
+    ] {
+        run.undo(what, format!("rm -r {}", folder.display()), move |_| async move {
+            remove(&folder)?;
+            // They are empty until the build has all but succeeded: that is not worth telling.
+            Ok(crate::run::Undone::Nothing)
+        });
+    }
+}
+
+/// Finds the cluster, and says why nothing can be built there before anything is made.
+async fn reach_cluster<'a>(
+    plan: &'a Plan,
+    profile: &'a ProxmoxProfile,
+    options: &BuildOptions,
+    workspace: &Workspace,
+    step: &Step<'_>,
+) -> Result<Cluster<'a>, Failure> {
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let settings = site::settings(profile, &plan.root, &environment).await?;
+    let client = Client::new(settings).map_err(failed)?;
+    let template = plan.definition.template.vmid;
+    let wish = Wish {
+        templates: vec![template],
+        disk_bytes: plan.machine.disks.iter().map(|disk| u64::from(disk.size_gib) << 30).sum(),
+        promotes: options.promote,
+    };
+    let site = site::preflight(&client, &plan.builder.profile, &wish).await?;
+    for warning in &site.warnings {
+        step.run().emit(Event::Warning { step: None, message: warning.clone() });
+    }
+    if options.promote {
+        refuse_taken(&client, template).await?;
+    }
+    step.note(format!(
+        "building on {} (Proxmox VE {}), disks on {}, media on {}",
+        site.node, site.version.version, site.disks.id, site.media.id
+    ));
+    let journal = Arc::new(Journal::new(&workspace.folder, &workspace.id, &profile.endpoints));
+    Ok(Cluster {
+        plan,
+        profile,
+        client,
+        site,
+        patience: Patience(profile.timeout_factor),
+        journal,
+        process: Process::this().kind(Kind::Unexpected)?,
+        keeper: options.keeper.clone(),
+    })
+}
+
+/// Refuses a promotion to a VMID that is somebody's.
+async fn refuse_taken(client: &Client, vmid: u32) -> Result<(), Failure> {
+    let number = Vmid::new(vmid).context("the template's VMID is none").kind(Kind::Definition)?;
+    let guests = client.guests().await.map_err(failed)?;
+    let there = guests.iter().find(|guest| guest.vmid == number);
+    if there.is_none() && client.is_free(number).await.map_err(failed)? {
+        return Ok(());
+    }
+    let what = there.map_or_else(
+        || "something that this user may not see".to_owned(),
+        |guest| {
+            let kind = match (guest.template, guest.kind.as_str()) {
+                (true, _) => "the template",
+                (false, "lxc") => "the container",
+                (false, _) => "the VM",
+            };
+            let name = guest.name.as_deref().unwrap_or("without a name");
+            format!("{kind} {name} on {}", guest.node)
+        },
+    );
+    Err(Failure::new(Kind::Promotion, anyhow!("{vmid} is taken already: {what} is there"))
+        .hint("without --promote the build leaves a proven candidate beside it, and touches nothing else")
+        .hint(format!("to have {vmid} made anew, remove what is there first: qm destroy {vmid} --purge")))
+}
+
+impl Cluster<'_> {
+    /// Returns how guests on the node reach this machine.
+    fn reach(&self) -> Result<Reach, Failure> {
+        let address = self.site.address.with_context(|| {
+            format!("finding the address of {}: its name has none here", self.client.endpoint().host())
+        });
+        address.map(Reach::Towards).kind(Kind::Infrastructure)
+    }
+
+    /// Waits for a task.
+    async fn wait(&self, upid: &Upid) -> Result<Ending, Failure> {
+        let limit = self.profile.task_timeout.duration();
+        self.client.wait(upid, limit, None).await.map_err(failed)
+    }
+
+    /// Begins to take pictures and the serial port's output of a VM.
+    fn record(&self, vm: &crate::pve::Vm, folder: PathBuf) -> Recorder {
+        let has_serial = self.plan.definition.machine.serial;
+        Recorder::begin(vm, folder, self.profile.screenshot_every.duration(), has_serial)
+    }
+
+    /// Says how often the API was asked; the whole table goes into the run's folder.
+    fn tell_requests(&self, step: &Step<'_>) -> Result<(), Failure> {
+        let counts = self.client.counts();
+        let table = format!("{counts}\n");
+        super::workspace::write_whole(&step.run().path("requests.txt"), table.as_bytes())
+            .kind(Kind::Infrastructure)?;
+        step.note(format!("{} requests to the Proxmox API; requests.txt lists them", counts.total()));
+        Ok(())
+    }
+}
+
+fn proofs(plan: &Plan) -> Vec<Drive> {
+    let mut drives = vec![Drive::NoCloud];
+    if plan.definition.proof.config_drive {
+        drives.push(Drive::ConfigDrive);
+    }
+    drives
+}
+
+/// Creates the VM that installs, with the media in its drives.
+async fn create(
+    cluster: &Cluster<'_>,
+    media: &[Medium],
+    seed: &Prepared,
+    seed_volume: &SeedVolume,
+    step: &Step<'_>,
+) -> Result<OwnVm, Failure> {
+    let run = step.run();
+    let volids = media.iter().map(|medium| medium.volid.clone());
+    let volids: Vec<_> = volids.chain([seed_volume.volid.clone()]).collect();
+    let uuid = uuid::Uuid::new_v4().to_string();
+    let name = text::build_name(&run.id);
+    let heading = format!("forge builds `{}` here.", cluster.plan.template);
+    let purpose = Purpose { name: "machine", state: State::Building };
+    let own = cluster
+        .make_vm(run, purpose, &uuid, &|vm, marks| {
+            let installing = Installing {
+                name: &name,
+                description: &marks.in_description(&heading),
+                uuid: &marks.uuid,
+                serial: seed.serial.as_deref(),
+                media: &volids,
+            };
+            let params = hardware::create_params(cluster.plan, &cluster.site, &installing);
+            Box::pin(async move { vm.create(&params).await })
+        })
+        .await?;
+    step.note(format!("VM {} on {}: {}", own.vm.vmid(), own.vm.node(), cluster.console(own.vm.vmid())));
+    cluster.tag(&own.vm, &own.marks, &cluster.plan.machine.tags, step).await?;
+    Ok(own)
+}
+
+/// Starts the VM and watches the installation to its end.
+async fn install(
+    cluster: &Cluster<'_>,
+    workspace: &Workspace,
+    own: &OwnVm,
+    seed: &Prepared,
+    step: &Step<'_>,
+) -> Result<(), Failure> {
+    let (plan, vm) = (cluster.plan, &own.vm);
+    let folder = machine_folder(workspace, "install")?;
+    cluster.start(vm).await?;
+    let recorder = cluster.record(vm, folder.clone());
+    step.worker(Worker::Guest);
+    let timeouts = &plan.definition.timeouts;
+    let limits = Limits {
+        fetch: (seed.transport == Transport::Http).then(|| cluster.patience.scaled(timeouts.fetch.duration())),
+        install: cluster.patience.scaled(timeouts.install.duration()),
+        address: seed.server.advertises().to_owned(),
+        answers: ANSWERS.to_owned(),
+    };
+    let watched = Watched { end: Box::pin(end_of(vm)), press_enter: &|| Box::pin(press_enter(vm)) };
+    let mut events = seed.events.lock().await;
+    let result = install::watch(step, watched, &mut events, &limits).await;
+    drop(recorder);
+    step.worker(Worker::Node);
+    result.inspect_err(|_| show_console(step, &folder.join("serial.log")))
+}
+
+/// Takes the media out and the address of the answers away.
+async fn detach_media(
+    cluster: &Cluster<'_>,
+    own: &OwnVm,
+    media: usize,
+) -> Result<(), Failure> {
+    let order = format!("order={}", hardware::system_disk(&cluster.plan.machine));
+    let delete = hardware::cd_keys(media + 1).chain(["reboot".to_owned()]).collect();
+    let change = ConfigChange {
+        delete,
+        ..ConfigChange::set([("smbios1", smbios(&own.marks.uuid, &[])), ("boot", order)])
+    };
+    cluster.set(&own.vm, &change).await
+}
+
+/// Boots the installed system and waits for its guest agent.
+async fn boot(
+    cluster: &Cluster<'_>,
+    workspace: &Workspace,
+    own: &OwnVm,
+    seed: &Prepared,
+    step: &Step<'_>,
+) -> Result<(PveAgent, Recorder), Failure> {
+    let folder = machine_folder(workspace, "guest")?;
+    cluster.start(&own.vm).await?;
+    let recorder = cluster.record(&own.vm, folder.clone());
+    step.worker(Worker::Guest);
+    let agent = PveAgent::new(&own.vm, Arc::new(Notify::new()));
+    let started = tokio::time::Instant::now();
+    let deadline = cluster.patience.scaled(cluster.plan.definition.timeouts.boot.duration());
+    let mut events = seed.events.lock().await;
+    let ready = tokio::select! {
+        ready = agent.wait_until_ready(deadline) => ready,
+        never = wake_when_ready(&mut events, agent.wake(), step) => match never {},
+    };
+    ready.map_err(|error| {
+        show_console(step, &folder.join("serial.log"));
+        silence(error)
+            .hint("the installed system did not bring its guest agent up: see the pictures and the serial log")
+            .hint("is qemu-guest-agent among the packages of the autoinstall file?")
+            .hint("more time: `timeouts.boot`, or `timeout_factor` in the builder profile")
+    })?;
+    step.note(format!("guest agent answers after {}", human_duration(started.elapsed())));
+    Ok((agent, recorder))
+}
+
+/// Returns the failure of a guest whose agent does not answer.
+fn silence(error: crate::communicator::CommunicatorError) -> Failure {
+    use crate::communicator::CommunicatorError as Error;
+    let kind = match error {
+        Error::NotSent { .. } | Error::Timeout { .. } => Kind::Deadline,
+        Error::Gone { .. } => Kind::Guest,
+        _ => Kind::Infrastructure,
+    };
+    Failure::new(kind, error)
+}
+
+/// Has the agent asked as soon as the guest says that it runs.
+async fn wake_when_ready(
+    events: &mut UnboundedReceiver<ServerEvent>,
+    wake: &Notify,
+    step: &Step<'_>,
+) -> std::convert::Infallible {
+    while let Some(event) = events.recv().await {
+        if matches!(&event, ServerEvent::Fetched { name, .. } if name == READY) {
+            step.note("the guest says that it is ready");
+            wake.notify_waiters();
+        }
+    }
+    std::future::pending().await
+}
+
+/// Powers the sealed guest off.
+async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
+    let limit = cluster.patience.scaled(cluster.plan.definition.timeouts.seal.duration());
+    let shutdown = || -> BoxFuture<'_, _> { Box::pin(own.vm.shutdown(limit, false)) };
+    let upid = when_free(&cluster.client, limit, &shutdown).await.map_err(failed)?;
+    let ended = cluster.client.wait(&upid, limit * 2, None).await;
+    ended.map(drop).map_err(|error| {
+        let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) { Kind::Guest } else { Kind::Infrastructure };
+        Failure::new(kind, error).hint("the sealed guest did not power off in time: more of it is `timeouts.seal`")
+    })
+}

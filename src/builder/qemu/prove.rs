@@ -97,7 +97,8 @@ async fn look(
         drive,
         key,
         communicator: &agent,
-        ssh: Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, ssh_port))),
+        ssh: SocketAddr::from((Ipv4Addr::LOCALHOST, ssh_port)),
+        is_routed: true,
         work: &template.work,
     };
     subject.look(step, started).await

@@ -1,0 +1,422 @@
+//! A VM of this run: how it comes to be, whose it is, how it ends.
+//!
+//! ```text
+//! journal ─► undo registered ─► create or clone ─► marks, lease ─► … ─► destroyed, or handed over
+//!                                   │ taken: the next VMID
+//! ```
+//!
+//! Nothing is destroyed that does not read back this run's marks: after an answer that was lost, the VMID
+//! may be somebody else's.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::Cluster;
+use super::again::{HELD, when_free};
+use super::marks::{Marks, RENEW, State};
+use super::site::{failed, server_now};
+use crate::builder::{Kept, Keeper};
+use crate::failure::{Failure, Kind, ResultExt as _};
+use crate::pve::{ConfigChange, Error, TaskState, Upid, Vm, VmConfig, Vmid};
+use crate::run::{Ending, Run, UndoId, Undone};
+
+/// How long removing a VM may take: the end of its creation, its stop, its disks.
+const REMOVAL: Duration = Duration::from_mins(10);
+
+/// How long a picture of the screen may take.
+const PICTURE: Duration = Duration::from_secs(20);
+
+/// The least time between two renewals of a lease, however many steps begin.
+const RENEW_MIN: Duration = Duration::from_mins(1);
+
+/// A VM that this run has made and looks after.
+#[derive(Debug)]
+pub(super) struct OwnVm {
+    pub(super) vm: Vm,
+    pub(super) marks: Marks,
+    undo: UndoId,
+    lease: Lease,
+}
+
+impl OwnVm {
+    /// Renews the lease, unless that was done just now.
+    pub(super) fn renew(&self) {
+        self.lease.wanted.notify_one();
+    }
+
+    /// Says that it is gone, or no longer this run's to remove.
+    pub(super) fn hand_over(self, cluster: &Cluster<'_>, run: &Run) -> Result<(), Failure> {
+        run.forget_undo(self.undo);
+        cluster.journal.close(self.vm.vmid()).kind(Kind::Infrastructure)
+    }
+
+    /// Stops and destroys it.
+    pub(super) async fn destroy(self, cluster: &Cluster<'_>, run: &Run) -> Result<(), Failure> {
+        let removed = remove(&self.vm, &self.marks.run).await;
+        removed.with_context(|| format!("destroying VM {}", self.vm.vmid())).kind(Kind::Infrastructure)?;
+        self.hand_over(cluster, run)
+    }
+}
+
+/// What a VM that is about to be made is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Purpose {
+    /// What it is called in messages and evidence: `machine`, `proof`, `config-drive`, `template`.
+    pub(super) name: &'static str,
+    pub(super) state: State,
+}
+
+/// Sends the request that makes a VM.
+pub(super) type Make<'m> =
+    &'m (dyn for<'a> Fn(&'a Vm, &'a Marks) -> BoxFuture<'a, Result<Upid, Error>> + Send + Sync);
+
+/// A VMID that is written down and whose undo is registered, before the request that takes it.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) vm: Vm,
+    pub(super) marks: Marks,
+    undo: UndoId,
+    task: Arc<Mutex<Option<Upid>>>,
+}
+
+impl Cluster<'_> {
+    /// Makes a VM at a VMID of the scratch range by create-and-see: `make` sends the request that takes it.
+    pub(super) async fn make_vm(
+        &self,
+        run: &Run,
+        purpose: Purpose,
+        uuid: &str,
+        make: Make<'_>,
+    ) -> Result<OwnVm, Failure> {
+        for vmid in in_turn(self.site.candidates().collect(), random()) {
+            if let Some(own) = self.make_at(run, vmid, purpose, uuid, make).await? {
+                return Ok(own);
+            }
+        }
+        let range = &self.profile.vmids;
+        Err(Failure::new(Kind::Infrastructure, anyhow!("every VMID of {range} is taken"))
+            .hint(format!("see what is there: forge leftovers --on {}", self.plan.builder.name))
+            .hint("or set a larger range: `vmids` in the builder profile"))
+    }
+
+    /// Makes a VM at that VMID; nothing when it is somebody's.
+    pub(super) async fn make_at(
+        &self,
+        run: &Run,
+        vmid: Vmid,
+        purpose: Purpose,
+        uuid: &str,
+        make: Make<'_>,
+    ) -> Result<Option<OwnVm>, Failure> {
+        let claim = self.claim(run, vmid, purpose, uuid)?;
+        match make(&claim.vm, &claim.marks).await {
+            Ok(upid) => {
+                *claim.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(upid.clone());
+                self.wait(&upid).await?;
+                Ok(Some(self.own(claim)))
+            }
+            Err(Error::Taken { .. }) => {
+                run.forget_undo(claim.undo);
+                self.journal.close(vmid).kind(Kind::Infrastructure)?;
+                Ok(None)
+            }
+            Err(lost @ Error::Unknown { .. }) => match settled(&claim.vm).await.map_err(failed)? {
+                Some(config) if is_own(&config, vmid, &run.id) => Ok(Some(self.own(claim))),
+                // Somebody else's by now, or nobody's: whatever it is, it stays in the journal.
+                Some(_) => Ok(None),
+                None => Err(failed(lost)),
+            },
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn own(&self, claim: Claim) -> OwnVm {
+        let lease = Lease::begin(&self.client.vm(&self.site.node, claim.vm.vmid()), &claim.marks.run);
+        OwnVm { vm: claim.vm, marks: claim.marks, undo: claim.undo, lease }
+    }
+
+    /// Writes a VMID down and registers how what will be there is removed.
+    fn claim(&self, run: &Run, vmid: Vmid, purpose: Purpose, uuid: &str) -> Result<Claim, Failure> {
+        let vm = self.client.vm(&self.site.node, vmid);
+        let known = Some(uuid).filter(|uuid| !uuid.is_empty());
+        self.journal.begin(vmid, &self.site.node, known).kind(Kind::Infrastructure)?;
+        let marks = Marks {
+            vmid,
+            uuid: uuid.to_owned(),
+            run: run.id.clone(),
+            template: self.plan.template.clone(),
+            plan: self.plan.digest.clone(),
+            host: self.process.host.clone(),
+            pid: self.process.pid,
+            process_start: self.process.start,
+            state: purpose.state,
+            lease_until: 0,
+        }
+        .renewed(server_now(&self.client));
+        let task: Arc<Mutex<Option<Upid>>> = Arc::default();
+        let removal = Removal {
+            vm: vm.clone(),
+            run: run.id.clone(),
+            task: Arc::clone(&task),
+            journal: Arc::clone(&self.journal),
+            keeper: self.keeper.clone(),
+            picture: run.path(format!("{}.png", purpose.name)),
+            console: self.console(vmid),
+        };
+        let undo = run.undo_within(
+            REMOVAL,
+            format!("VM {vmid} on {}", self.site.node),
+            format!("forge leftovers --on {} --run {} --remove", self.plan.builder.name, run.id),
+            move |ending| removal.undo(ending),
+        );
+        Ok(Claim { vm, marks, undo, task })
+    }
+
+    /// Returns where people see a VM's screen.
+    pub(super) fn console(&self, vmid: Vmid) -> String {
+        format!("{}/#v1:0:=qemu%2F{vmid}:4:::::8", self.client.endpoint())
+    }
+}
+
+/// What removes a VM when its run fails.
+struct Removal {
+    vm: Vm,
+    run: String,
+    task: Arc<Mutex<Option<Upid>>>,
+    journal: Arc<super::journal::Journal>,
+    keeper: Keeper,
+    picture: std::path::PathBuf,
+    console: String,
+}
+
+impl Removal {
+    async fn undo(self, ending: Ending) -> anyhow::Result<Undone> {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(upid) = task {
+            // A copy may take long: what it has made so far goes with it.
+            if matches!(self.vm.client().task_state(&upid).await, Ok(TaskState::Running)) {
+                self.vm.client().stop_task(&upid).await?;
+            }
+        }
+        let config = settled(&self.vm).await?;
+        let Some(config) = config.filter(|config| is_own(config, self.vm.vmid(), &self.run)) else {
+            self.journal.close(self.vm.vmid())?;
+            return Ok(Undone::Nothing);
+        };
+        if ending == Ending::Failed {
+            // Evidence, as far as it can be had.
+            if let Ok(picture) = self.vm.screenshot(PICTURE).await {
+                let _taken = std::fs::write(&self.picture, picture.png());
+            }
+            if self.keeper.is_wanted() {
+                return self.keep(&config).await;
+            }
+        }
+        remove(&self.vm, &self.run).await?;
+        self.journal.close(self.vm.vmid())?;
+        Ok(Undone::Removed)
+    }
+
+    /// Keeps a template, marked as failed; keeps any other machine for as long as somebody looks at it.
+    async fn keep(self, config: &VmConfig) -> anyhow::Result<Undone> {
+        let (vm, vmid) = (self.vm.clone(), self.vm.vmid());
+        if config.is_template() {
+            mark(&vm, config, State::Failed).await?;
+            self.journal.close(vmid)?;
+            self.keeper.keep(Kept {
+                how_to_reach: vec![format!("template {vmid} on {} stays, marked as failed", vm.node())],
+                end: Box::new(|| Box::pin(async {})),
+            });
+            return Ok(Undone::Nothing);
+        }
+        let how_to_reach = vec![format!("vm       {vmid} on {}", vm.node()), format!("console  {}", self.console)];
+        let lease = Lease::begin(&vm, &self.run);
+        let end = Box::new(move || -> BoxFuture<'static, ()> {
+            Box::pin(async move {
+                drop(lease);
+                // What cannot be removed now is what `forge leftovers` finds.
+                if remove(&self.vm, &self.run).await.is_ok() {
+                    let _closed = self.journal.close(vmid);
+                }
+            })
+        });
+        self.keeper.keep(Kept { how_to_reach, end });
+        Ok(Undone::Nothing)
+    }
+}
+
+/// Writes another state into a VM's marks and tags.
+pub(super) async fn mark(vm: &Vm, config: &VmConfig, state: State) -> Result<(), Error> {
+    let description = config.get("description").unwrap_or_default();
+    let Some(marks) = Marks::read(description) else { return Ok(()) };
+    let marks = Marks { state, ..marks };
+    vm.set(&ConfigChange::set([("description", marks.in_description(description))])).await
+}
+
+/// Tells whether a configuration bears the marks that this run has put there.
+pub(super) fn is_own(config: &VmConfig, vmid: Vmid, run: &str) -> bool {
+    let marks = config.get("description").and_then(Marks::read);
+    marks.is_some_and(|marks| {
+        let is_of_it = marks.uuid.is_empty() || config.uuid().as_deref() == Some(marks.uuid.as_str());
+        marks.run == run && marks.vmid == vmid && is_of_it
+    })
+}
+
+/// Returns a VM's configuration once nothing makes it any more; nothing when there is none.
+async fn settled(vm: &Vm) -> Result<Option<VmConfig>, Error> {
+    let deadline = Instant::now() + REMOVAL;
+    loop {
+        let config = match vm.config().await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            config => config?,
+        };
+        match config.lock() {
+            Some("create" | "clone") if Instant::now() < deadline => sleep(vm.client().pace().task_max).await,
+            _ => return Ok(Some(config)),
+        }
+    }
+}
+
+/// Stops and destroys a VM that bears that run's marks.
+async fn remove(vm: &Vm, run: &str) -> anyhow::Result<()> {
+    let client = vm.client();
+    match vm.config().await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error.into()),
+        Ok(config) if !is_own(&config, vm.vmid(), run) => {
+            bail!("VM {} bears no marks of the run {run}: it may be somebody else's", vm.vmid())
+        }
+        Ok(_) => {}
+    }
+    if vm.status().await?.is_running() {
+        let stop = async || {
+            let upid = vm.stop().await?;
+            client.wait(&upid, HELD, None).await
+        };
+        when_free(client, HELD, &|| Box::pin(stop())).await?;
+    }
+    let destroy = async || {
+        let upid = vm.destroy().await?;
+        client.wait(&upid, REMOVAL, None).await
+    };
+    match when_free(client, HELD, &|| Box::pin(destroy())).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Renews the lease in a VM's marks from time to time, until it is dropped.
+#[derive(Debug)]
+struct Lease {
+    wanted: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Lease {
+    fn begin(vm: &Vm, run: &str) -> Self {
+        let wanted = Arc::new(Notify::new());
+        let task = tokio::spawn(keep_lease(vm.clone(), run.to_owned(), Arc::clone(&wanted)));
+        Self { wanted, task }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn keep_lease(vm: Vm, run: String, wanted: Arc<Notify>) {
+    loop {
+        sleep(RENEW_MIN).await;
+        tokio::select! {
+            () = wanted.notified() => {}
+            () = sleep(RENEW.saturating_sub(RENEW_MIN)) => {}
+        }
+        // A renewal that fails is made up for by the next one: a lease outlives two of them.
+        let _renewed = renew(&vm, &run).await;
+    }
+}
+
+async fn renew(vm: &Vm, run: &str) -> Result<(), Error> {
+    let config = vm.config().await?;
+    let description = config.get("description").unwrap_or_default();
+    let Some(marks) = Marks::read(description).filter(|_| is_own(&config, vm.vmid(), run)) else {
+        return Ok(());
+    };
+    let renewed = marks.renewed(server_now(vm.client())).in_description(description);
+    vm.set(&ConfigChange::set([("description", renewed)]).of(&config)).await
+}
+
+/// Returns VMIDs in their order from a random one on, so that builds seldom meet at one.
+fn in_turn(mut vmids: Vec<Vmid>, random: usize) -> Vec<Vmid> {
+    if !vmids.is_empty() {
+        let start = random % vmids.len();
+        vmids.rotate_left(start);
+    }
+    vmids
+}
+
+fn random() -> usize {
+    getrandom::u32().unwrap_or_default() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vmid(number: u32) -> Vmid {
+        Vmid::new(number).unwrap()
+    }
+
+    fn config(marks: Option<&Marks>, uuid: &str) -> VmConfig {
+        let description = marks.map(|marks| marks.in_description("text")).unwrap_or_default();
+        let values = [("description", description), ("smbios1", format!("uuid={uuid}"))];
+        let values = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        VmConfig { values, ..VmConfig::default() }
+    }
+
+    #[test]
+    fn only_what_bears_this_runs_marks_is_its_own() {
+        const UUID: &str = "1b4e28ba-2fa1-41d2-883f-0016d3cca427";
+        const OTHER: &str = "9f4e28ba-2fa1-41d2-883f-0016d3cca427";
+        let marks = Marks {
+            vmid: vmid(9000),
+            uuid: UUID.to_owned(),
+            run: "r1".to_owned(),
+            template: "t".to_owned(),
+            plan: "sha256:00".to_owned(),
+            host: "h/1".to_owned(),
+            pid: 1,
+            process_start: 1,
+            state: State::Building,
+            lease_until: 0,
+        };
+        let young = Marks { uuid: String::new(), ..marks.clone() };
+        for (config, number, run, expected) in [
+            (config(Some(&marks), UUID), 9000, "r1", true),
+            (config(Some(&young), OTHER), 9000, "r1", true),
+            (config(Some(&marks), OTHER), 9000, "r1", false),
+            (config(Some(&marks), UUID), 9001, "r1", false),
+            (config(Some(&marks), UUID), 9000, "r2", false),
+            (config(None, UUID), 9000, "r1", false),
+        ] {
+            assert_eq!(is_own(&config, vmid(number), run), expected, "{number} {run}");
+        }
+    }
+
+    #[test]
+    fn vmids_are_tried_from_anywhere_and_each_once() {
+        let all: Vec<_> = (9000..9004).map(vmid).collect();
+        let numbers = |random| in_turn(all.clone(), random).iter().map(|it| it.get()).collect::<Vec<_>>();
+        assert_eq!(numbers(0), [9000, 9001, 9002, 9003]);
+        assert_eq!(numbers(6), [9002, 9003, 9000, 9001]);
+        assert_eq!(in_turn(Vec::new(), 3), []);
+    }
+}
