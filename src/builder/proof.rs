@@ -246,18 +246,10 @@ impl Subject<'_> {
         let mut lines = text.lines().map(str::trim);
         let (hostname, source) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let source_is = source == "DataSourceConfigDrive";
-        findings.add(
-            CONFIG_DRIVE,
-            source_is,
-            &format!("the data source is {source}"),
-        );
+        findings.add(CONFIG_DRIVE, source_is, &format!("the data source is {source}"));
         findings.add(CONFIG_DRIVE_HOSTNAME, hostname == self.seed.hostname, &format!("it is {hostname}"));
         let has_key = lines.any(|line| line == self.seed.public_key);
-        findings.add(
-            CONFIG_DRIVE_KEY,
-            has_key,
-            if has_key { "it is there" } else { "it is missing" },
-        );
+        findings.add(CONFIG_DRIVE_KEY, has_key, if has_key { "it is there" } else { "it is missing" });
         Ok(())
     }
 }

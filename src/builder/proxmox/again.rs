@@ -18,7 +18,11 @@ pub(super) type Attempt<'t, T> = &'t (dyn Fn() -> BoxFuture<'t, Result<T, Error>
 
 /// Does something as soon as nothing else holds the VM. As [`Client::when_free`], whose futures of
 /// borrowing closures the compiler cannot prove to be `Send`.
-pub(super) async fn when_free<T>(client: &Client, limit: Duration, attempt: Attempt<'_, T>) -> Result<T, Error> {
+pub(super) async fn when_free<T>(
+    client: &Client,
+    limit: Duration,
+    attempt: Attempt<'_, T>,
+) -> Result<T, Error> {
     let deadline = Instant::now() + limit;
     let mut pause = client.pace().task;
     loop {

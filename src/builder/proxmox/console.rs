@@ -33,7 +33,11 @@ pub(super) async fn end_of(vm: &Vm) -> Result<End, Failure> {
                 }
             }
             Err(error) if error.is_not_found() => {
-                return Ok(End::Died(format!("VM {} on {} is gone: somebody removed it", vm.vmid(), vm.node())));
+                return Ok(End::Died(format!(
+                    "VM {} on {} is gone: somebody removed it",
+                    vm.vmid(),
+                    vm.node()
+                )));
             }
             Err(error) if error.is_passing() || error.is_unknown() => {}
             Err(error) => return Err(failed(error)),

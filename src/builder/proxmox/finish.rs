@@ -41,7 +41,8 @@ impl Draft {
 
     /// Returns the whole description.
     fn description(&self, cluster: &Cluster<'_>, marks: &Marks, proof: Option<&[CheckResult]>) -> String {
-        let made = Made { built_at: &self.built_at, packages: self.packages, proof, manifest: &self.manifest };
+        let made =
+            Made { built_at: &self.built_at, packages: self.packages, proof, manifest: &self.manifest };
         let marks = marks.renewed(server_now(&cluster.client));
         marks.in_description(&text::description(cluster.plan, &made))
     }
@@ -85,8 +86,7 @@ impl Cluster<'_> {
             let upid = vm.start(None).await?;
             self.client.wait(&upid, limit, None).await.map(drop)
         };
-        let look =
-            async || Ok(if vm.status().await?.is_running() { Seen::Done(()) } else { Seen::NotDone });
+        let look = async || Ok(if vm.status().await?.is_running() { Seen::Done(()) } else { Seen::NotDone });
         settle(&self.client, &|| Box::pin(start()), &|| Box::pin(look())).await.map_err(failed)
     }
 
@@ -243,7 +243,8 @@ impl Cluster<'_> {
 fn finishing(meant: &Params, overridden: &Params, description: String) -> ConfigChange {
     let new = ["name", "boot", "ciuser", "ciupgrade"];
     let wanted = |key: &str| new.contains(&key) || overridden.contains_key(key);
-    let mut set: Params = meant.iter().filter(|(key, _)| wanted(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut set: Params =
+        meant.iter().filter(|(key, _)| wanted(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
     set.insert("description".to_owned(), description);
     let delete = overridden.keys().filter(|key| !meant.contains_key(*key)).cloned().collect();
     ConfigChange { set, delete, ..ConfigChange::default() }
@@ -280,7 +281,8 @@ mod tests {
     fn what_a_node_needed_is_set_back() {
         let meant = params(&[("name", "n"), ("boot", "order=virtio0"), ("cpu", "host"), ("memory", "4096")]);
         let change = finishing(&meant, &params(&[("cpu", "max"), ("kvm", "0")]), "text".to_owned());
-        let set = params(&[("name", "n"), ("boot", "order=virtio0"), ("cpu", "host"), ("description", "text")]);
+        let set =
+            params(&[("name", "n"), ("boot", "order=virtio0"), ("cpu", "host"), ("description", "text")]);
         assert_eq!((change.set, change.delete), (set, vec!["kvm".to_owned()]));
     }
 }

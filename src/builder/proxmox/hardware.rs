@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::site::Site;
-use crate::definition::{Chipset, Disk, DiskBus, DiskFormat, Firmware, Machine, Nic, NicModel, ScsiController};
+use crate::definition::{
+    Chipset, Disk, DiskBus, DiskFormat, Firmware, Machine, Nic, NicModel, ScsiController,
+};
 use crate::plan::Plan;
 use crate::pve::property::{Properties, parse_boot_order, parse_tags, smbios};
 use crate::pve::{Params, VmConfig};
@@ -219,7 +221,8 @@ fn plain_value(value: &Json) -> String {
 
 /// Returns how a VM differs from what was meant: what is missing, what is other, what is too much.
 pub(super) fn differences(config: &VmConfig, meant: &Params) -> Vec<String> {
-    let mut found: Vec<String> = meant.iter().flat_map(|(key, value)| key_differences(config, key, value)).collect();
+    let mut found: Vec<String> =
+        meant.iter().flat_map(|(key, value)| key_differences(config, key, value)).collect();
     let is_known = |key: &str| meant.contains_key(key) || NOT_COMPARED.contains(&key) || key == "template";
     let too_much = config.values.iter().filter(|(key, _)| !is_known(key));
     found.extend(too_much.map(|(key, value)| format!("{key}: {value} is there, and nothing should be")));
@@ -282,5 +285,6 @@ pub(super) fn is_volume(key: &str) -> bool {
 }
 
 fn is_numbered(key: &str, stem: &str) -> bool {
-    key.strip_prefix(stem).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+    key.strip_prefix(stem)
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -60,7 +60,8 @@ impl Cluster<'_> {
         let wanted = media(self.plan)?;
         // One place is the seed's.
         if wanted.len() >= cds_max() {
-            let error = anyhow!("the machine has {} CDs, and Proxmox has places for {}", wanted.len(), cds_max() - 1);
+            let error =
+                anyhow!("the machine has {} CDs, and Proxmox has places for {}", wanted.len(), cds_max() - 1);
             return Err(Failure::new(Kind::Definition, error));
         }
         let cache = fetch::Cache::of_user().kind(Kind::Infrastructure)?;
@@ -177,8 +178,7 @@ impl Cluster<'_> {
             return Ok(());
         }
         let storage = self.media_storage();
-        let show =
-            |done, total| step.progress(done, Some(total), Unit::Bytes, Some("uploading to the node"));
+        let show = |done, total| step.progress(done, Some(total), Unit::Bytes, Some("uploading to the node"));
         let upload = Upload { path, content: Content::Iso, name, sha256: Some(sha256) };
         let upid = storage.upload(&upload, &show).await.map_err(failed)?;
         self.wait(&upid).await?;
@@ -186,8 +186,11 @@ impl Cluster<'_> {
             return Ok(());
         }
         let volid = storage.volid(Content::Iso, name);
-        Err(Failure::new(Kind::Infrastructure, anyhow!("{volid} is not there with its {size} bytes after its upload"))
-            .hint("is there room on the node's root file system? uploads are first stored in /var/tmp"))
+        Err(Failure::new(
+            Kind::Infrastructure,
+            anyhow!("{volid} is not there with its {size} bytes after its upload"),
+        )
+        .hint("is there room on the node's root file system? uploads are first stored in /var/tmp"))
     }
 
     /// Tells whether another machine is just storing the same file, and waits for its end if so: an upload
@@ -221,7 +224,8 @@ impl Cluster<'_> {
             std::fs::create_dir_all(&folder)?;
             File::options().create(true).truncate(false).write(true).open(&path)
         };
-        let lock = open().with_context(|| format!("opening {}", path.display())).kind(Kind::Infrastructure)?;
+        let lock =
+            open().with_context(|| format!("opening {}", path.display())).kind(Kind::Infrastructure)?;
         let mut told = false;
         while lock.try_lock().is_err() {
             if !told {
@@ -237,8 +241,9 @@ impl Cluster<'_> {
     ///
     /// The stub is the same for every build and stays; a volume with answers is this build's own.
     pub(super) async fn bring_seed(&self, seed: &Prepared, step: &Step<'_>) -> Result<SeedVolume, Failure> {
-        let content = std::fs::read(&seed.volume).context("reading the seed's volume").kind(Kind::Unexpected)?;
-        let sha256: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let content =
+            std::fs::read(&seed.volume).context("reading the seed's volume").kind(Kind::Unexpected)?;
+        let sha256 = format!("{:x}", bytes::Bytes::copy_from_slice(&Sha256::digest(&content)));
         let storage = self.media_storage();
         let (name, own) = match seed.transport {
             Transport::Http => (format!("forge-stub-{sha256}.iso"), None),
@@ -270,7 +275,10 @@ impl Cluster<'_> {
             self.client.wait(&upid, self.profile.task_timeout.duration(), None).await
         };
         if let Err(error) = deleted.await {
-            step.warn(&format!("the seed {} with this build's answers could not be removed: {error}", seed.volid));
+            step.warn(&format!(
+                "the seed {} with this build's answers could not be removed: {error}",
+                seed.volid
+            ));
         }
         step.run().forget_undo(undo);
         Ok(())

@@ -46,14 +46,14 @@ use self::process::Process;
 use self::site::{Site, failed};
 use self::survey::Wish;
 use self::vm::{OwnVm, Purpose};
-use super::guest::{Guest, title};
+use super::guest::{Facts, Guest, title};
 use super::inputs::{ANSWERS, Prepared, READY, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
 use super::proof::Drive;
 use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper, Patience, machine_folder, proof, show_console};
-use crate::artifact;
+use crate::artifact::{self, CheckResult};
 use crate::communicator::pve_agent::PveAgent;
 use crate::definition::{ProxmoxProfile, Transport};
 use crate::event::{Event, Worker, human_duration};
@@ -121,42 +121,7 @@ pub async fn build(
     })
     .await?;
 
-    let (agent, recorder) = run
-        .step("boot", "booting the installed system", Worker::Node, async |step| {
-            boot(&cluster, workspace, &own, &seed, step).await
-        })
-        .await?;
-    let guest = Guest {
-        plan,
-        patience: cluster.patience,
-        communicator: &agent,
-        seed: &seed,
-        fault: &|| Kind::Guest,
-    };
-    for planned in &plan.steps {
-        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
-        if let Some(reason) = &planned.skipped {
-            run.skip(&id, &title, reason);
-            continue;
-        }
-        own.renew();
-        run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
-    }
-    own.renew();
-    let mut checks =
-        run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
-    let facts = run
-        .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
-        .await?;
-    own.renew();
-    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
-        guest.seal(step).await?;
-        step.note("sealed; powering off");
-        step.worker(Worker::Node);
-        power_off(&cluster, &own).await
-    })
-    .await?;
-    drop(recorder);
+    let (mut checks, facts) = work(&cluster, workspace, &own, &seed, run).await?;
     seed.server.stop().await;
 
     own.renew();
@@ -195,7 +160,8 @@ pub async fn build(
     run.step("artifact", "writing the manifest", Worker::Forge, async |step| {
         let builder = artifact::BuilderInfo {
             name: plan.builder.name.clone(),
-            accelerator: if plan.builder.profile.machine.kvm == Some(false) { "tcg" } else { "kvm" }.to_owned(),
+            accelerator: if plan.builder.profile.machine.kvm == Some(false) { "tcg" } else { "kvm" }
+                .to_owned(),
             overrides: hardware::shown_overrides(plan),
         };
         cluster.tell_requests(step)?;
@@ -207,6 +173,53 @@ pub async fn build(
     })
     .await?;
     Ok(staging.final_path)
+}
+
+/// Does everything that is done in the installed system, and powers it off; returns what was found there.
+async fn work(
+    cluster: &Cluster<'_>,
+    workspace: &Workspace,
+    own: &OwnVm,
+    seed: &Prepared,
+    run: &Run,
+) -> Result<(Vec<CheckResult>, Facts), Failure> {
+    let (agent, recorder) = run
+        .step("boot", "booting the installed system", Worker::Node, async |step| {
+            boot(cluster, workspace, own, seed, step).await
+        })
+        .await?;
+    let guest = Guest {
+        plan: cluster.plan,
+        patience: cluster.patience,
+        communicator: &agent,
+        seed,
+        fault: &|| Kind::Guest,
+    };
+    for planned in &cluster.plan.steps {
+        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
+        if let Some(reason) = &planned.skipped {
+            run.skip(&id, &title, reason);
+            continue;
+        }
+        own.renew();
+        run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
+    }
+    own.renew();
+    let checks =
+        run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
+    let facts = run
+        .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
+        .await?;
+    own.renew();
+    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
+        guest.seal(step).await?;
+        step.note("sealed; powering off");
+        step.worker(Worker::Node);
+        power_off(cluster, own).await
+    })
+    .await?;
+    drop(recorder);
+    Ok((checks, facts))
 }
 
 /// Registers the removal of what a failed build must not leave here.
@@ -379,7 +392,8 @@ async fn install(
     step.worker(Worker::Guest);
     let timeouts = &plan.definition.timeouts;
     let limits = Limits {
-        fetch: (seed.transport == Transport::Http).then(|| cluster.patience.scaled(timeouts.fetch.duration())),
+        fetch: (seed.transport == Transport::Http)
+            .then(|| cluster.patience.scaled(timeouts.fetch.duration())),
         install: cluster.patience.scaled(timeouts.install.duration()),
         address: seed.server.advertises().to_owned(),
         answers: ANSWERS.to_owned(),
@@ -393,11 +407,7 @@ async fn install(
 }
 
 /// Takes the media out and the address of the answers away.
-async fn detach_media(
-    cluster: &Cluster<'_>,
-    own: &OwnVm,
-    media: usize,
-) -> Result<(), Failure> {
+async fn detach_media(cluster: &Cluster<'_>, own: &OwnVm, media: usize) -> Result<(), Failure> {
     let order = format!("order={}", hardware::system_disk(&cluster.plan.machine));
     let delete = hardware::cd_keys(media + 1).chain(["reboot".to_owned()]).collect();
     let change = ConfigChange {
@@ -430,7 +440,9 @@ async fn boot(
     ready.map_err(|error| {
         show_console(step, &folder.join("serial.log"));
         silence(error)
-            .hint("the installed system did not bring its guest agent up: see the pictures and the serial log")
+            .hint(
+                "the installed system did not bring its guest agent up: see the pictures and the serial log",
+            )
             .hint("is qemu-guest-agent among the packages of the autoinstall file?")
             .hint("more time: `timeouts.boot`, or `timeout_factor` in the builder profile")
     })?;
@@ -471,7 +483,12 @@ async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
     let upid = when_free(&cluster.client, limit, &shutdown).await.map_err(failed)?;
     let ended = cluster.client.wait(&upid, limit * 2, None).await;
     ended.map(drop).map_err(|error| {
-        let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) { Kind::Guest } else { Kind::Infrastructure };
-        Failure::new(kind, error).hint("the sealed guest did not power off in time: more of it is `timeouts.seal`")
+        let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) {
+            Kind::Guest
+        } else {
+            Kind::Infrastructure
+        };
+        Failure::new(kind, error)
+            .hint("the sealed guest did not power off in time: more of it is `timeouts.seal`")
     })
 }

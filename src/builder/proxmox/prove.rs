@@ -119,7 +119,7 @@ impl Cluster<'_> {
         let config = clone.vm.config().await.map_err(failed)?;
         clone.marks.uuid = config.uuid().unwrap_or_default();
         let net = Properties::parse_net(config.get("net0").unwrap_or_default());
-        seed.mac = net.get("macaddr").unwrap_or_default().to_owned();
+        net.get("macaddr").unwrap_or_default().clone_into(&mut seed.mac);
         if config.get(CLOUD_INIT).is_none() {
             self.attach_cloud_init(&clone.vm, &cloud_init_drive(&self.site)).await?;
         }

@@ -61,13 +61,9 @@ fn proof_words(results: &[CheckResult]) -> String {
     let held = results.iter().filter(|result| result.passed).count();
     let failed = results.iter().filter(|result| result.has_failed()).count();
     let unknown = results.len() - held - failed;
-    let mut words = format!("{held} of {} promises hold", results.len());
-    for (count, what) in [(failed, "do not"), (unknown, "not proven")] {
-        if count > 0 {
-            words += &format!(", {count} {what}");
-        }
-    }
-    words
+    let part = |count: usize, what: &str| if count > 0 { format!(", {count} {what}") } else { String::new() };
+    let held = format!("{held} of {} promises hold", results.len());
+    held + &part(failed, "do not") + &part(unknown, "not proven")
 }
 
 /// Returns keys as Proxmox takes them: percent-encoded, with line ends between them.

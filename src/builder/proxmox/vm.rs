@@ -21,7 +21,7 @@ use super::Cluster;
 use super::again::{HELD, when_free};
 use super::marks::{Marks, RENEW, State};
 use super::site::{failed, server_now};
-use crate::builder::{Kept, Keeper};
+use crate::builder::{Keeper, Kept};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::{ConfigChange, Error, TaskState, Upid, Vm, VmConfig, Vmid};
 use crate::run::{Ending, Run, UndoId, Undone};
@@ -116,9 +116,9 @@ impl Cluster<'_> {
     ) -> Result<Option<OwnVm>, Failure> {
         let claim = self.claim(run, vmid, purpose, uuid)?;
         match make(&claim.vm, &claim.marks).await {
-            Ok(upid) => {
-                *claim.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(upid.clone());
-                self.wait(&upid).await?;
+            Ok(task) => {
+                *claim.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.clone());
+                self.wait(&task).await?;
                 Ok(Some(self.own(claim)))
             }
             Err(Error::Taken { .. }) => {
@@ -235,7 +235,8 @@ impl Removal {
             });
             return Ok(Undone::Nothing);
         }
-        let how_to_reach = vec![format!("vm       {vmid} on {}", vm.node()), format!("console  {}", self.console)];
+        let how_to_reach =
+            vec![format!("vm       {vmid} on {}", vm.node()), format!("console  {}", self.console)];
         let lease = Lease::begin(&vm, &self.run);
         let end = Box::new(move || -> BoxFuture<'static, ()> {
             Box::pin(async move {

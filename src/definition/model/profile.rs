@@ -124,8 +124,8 @@ impl Default for ProxmoxProfile {
             verify_tls: true,
             token_file: None,
             token_command: None,
-            task_timeout: Timeout::from(std::time::Duration::from_mins(60)),
-            screenshot_every: Timeout::from(std::time::Duration::from_secs(60)),
+            task_timeout: Timeout::from(std::time::Duration::from_hours(1)),
+            screenshot_every: Timeout::from(std::time::Duration::from_mins(1)),
             timeout_factor: 1,
         }
     }
