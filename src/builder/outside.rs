@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
@@ -105,22 +106,31 @@ impl Target {
     }
 }
 
-/// Finds out whether packets from here reach an address at all: whatever answers there will do.
+/// Finds out whether packets from here reach an SSH server at an address, or at least a machine that
+/// refuses them itself.
 ///
 /// # Errors
-/// In words, when nothing is reached.
+/// In words, when nothing is reached, or something on the way that is no SSH server.
 pub async fn route(address: SocketAddr) -> Result<(), String> {
     let mut reason = String::new();
     for _ in 0..ROUTE_TRIES {
-        match tokio::time::timeout(ROUTE_DEADLINE, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => return Ok(()),
-            // Refused by the clone itself: the way is there, and what is behind it will be judged.
+        match tokio::time::timeout(ROUTE_DEADLINE, greeting(address)).await {
+            Ok(Ok(greeting)) if &greeting == b"SSH-" => return Ok(()),
+            Ok(Ok(_)) => "what answers is no SSH server".clone_into(&mut reason),
+            // By the clone itself: the way is there, and what is behind it will be judged.
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
             Ok(Err(error)) => reason = error.to_string(),
             Err(_) => reason = format!("no answer within {} s", ROUTE_DEADLINE.as_secs()),
         }
     }
     Err(format!("{address} is not reached from here: {reason}"))
+}
+
+/// Returns the first bytes that a server sends by itself, as SSH's do (RFC 4253, section 4.2).
+async fn greeting(address: SocketAddr) -> io::Result<[u8; 4]> {
+    let mut first = [0; 4];
+    TcpStream::connect(address).await?.read_exact(&mut first).await?;
+    Ok(first)
 }
 
 /// Returns ssh(1)'s arguments up to the command: no configuration, no agent, no question.
@@ -182,6 +192,23 @@ mod tests {
             ("", Login::Failed("no message".into())),
         ] {
             assert_eq!(parse_refusal(text), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_an_ssh_server_or_a_refusal_shows_that_there_is_a_way() {
+        for (says, is_way) in [(&b"SSH-2.0-x\r\n"[..], true), (b"HTTP/1.1 400\r\n", false), (b"", false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = tokio::spawn(async move {
+                while let Ok((mut client, _)) = listener.accept().await {
+                    tokio::io::AsyncWriteExt::write_all(&mut client, says).await.unwrap();
+                }
+            });
+            let way = route(address).await;
+            assert_eq!(way.is_ok(), is_way, "{way:?}");
+            assert!(way.is_ok() || way.unwrap_err().starts_with(&format!("{address} is not reached")));
+            server.abort();
         }
     }
 
