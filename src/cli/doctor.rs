@@ -79,11 +79,24 @@ impl Finding {
     }
 }
 
+/// All that was found, with what there is to be copied.
+#[derive(Debug, Default)]
+struct Report {
+    findings: Vec<Finding>,
+    /// Lines for the builder profile that trust the certificates that were seen.
+    pins: Vec<String>,
+    /// What root types on a node to give the missing rights.
+    commands: Vec<String>,
+}
+
 #[derive(Serialize)]
 struct Answer<'a> {
     format: u32,
     can_build: bool,
     findings: &'a [Finding],
+    /// Lines for the builder profile that trust the certificates that were seen.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pins: &'a [String],
     /// What root types on a node to give the missing rights.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     commands: &'a [String],
@@ -98,42 +111,51 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         let root = root()?;
         let profile = load_profile(&root, name)?;
         if profile.proxmox.is_some() {
-            let report = cluster::report(&root, name, &profile, &VarArgs::default().inputs())?;
-            return tell(args.format, &report.findings, &report.commands, out, |missing| {
+            let report = cluster::report(&root, &profile, &VarArgs::default().inputs())?;
+            return tell(args.format, &report, out, |missing| {
                 cluster::cannot_build(name, missing, !report.commands.is_empty())
             });
         }
     }
     let (findings, installer) = host::findings()?;
-    tell(args.format, &findings, &[], out, |missing| cannot_build(missing, installer))
+    let report = Report { findings, ..Report::default() };
+    tell(args.format, &report, out, |missing| cannot_build(missing, installer))
 }
 
 fn tell(
     format: Format,
-    findings: &[Finding],
-    commands: &[String],
+    report: &Report,
     out: &mut dyn Write,
     failure: impl FnOnce(&[&Finding]) -> Failure,
 ) -> Result<(), Failure> {
+    let findings = &report.findings;
     let missing: Vec<&Finding> = findings.iter().filter(|finding| finding.level == Level::Missing).collect();
     let text = match format {
-        Format::Human => table(findings, report::stdout_look()) + &to_type(commands),
-        Format::Json => json(findings, commands, missing.is_empty()),
+        Format::Human => table(findings, report::stdout_look()) + &to_copy(report),
+        Format::Json => json(report, missing.is_empty()),
     };
     write_answer(out, &text)?;
     if missing.is_empty() { Ok(()) } else { Err(failure(&missing)) }
 }
 
-/// Returns the commands one a line, neither indented nor wrapped: they are there to be copied.
-fn to_type(commands: &[String]) -> String {
-    if commands.is_empty() {
-        return String::new();
-    }
-    format!("\nFor the missing rights, as root on a node:\n\n{}\n", commands.join("\n"))
+/// Returns what is there to be copied, one a line, neither indented nor wrapped.
+fn to_copy(report: &Report) -> String {
+    let blocks = [
+        (
+            "For [proxmox] of the builder profile, if `pvenode cert info` on the node shows the same",
+            &report.pins,
+        ),
+        ("For the missing rights, as root on a node", &report.commands),
+    ];
+    let blocks = blocks.into_iter().filter(|(_, lines)| !lines.is_empty());
+    blocks
+        .map(|(title, lines)| format!("\n{title}:\n\n{}\n", lines.join("\n")))
+        .fold(String::new(), |a, b| a + &b)
 }
 
-fn json(findings: &[Finding], commands: &[String], can_build: bool) -> String {
-    let answer = Answer { format: FORMAT_VERSION, can_build, findings, commands };
+fn json(report: &Report, can_build: bool) -> String {
+    let Report { findings, pins, commands } = report;
+    let answer = Answer { format: FORMAT_VERSION, can_build, findings, pins, commands };
     serde_json::to_string_pretty(&answer).expect("findings have no maps") + "\n"
 }
 

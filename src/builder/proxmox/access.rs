@@ -50,7 +50,7 @@ pub struct Need {
     pub privileges: Vec<&'static str>,
     /// The role that the commands put them into.
     pub role: &'static str,
-    /// What is not possible without them.
+    /// What comes of it when one is missing.
     pub without: &'static str,
     /// Whether no build is possible without them.
     pub is_vital: bool,
@@ -116,21 +116,21 @@ pub fn needs(place: &Place<'_>) -> Vec<Need> {
         without,
         is_vital,
     };
-    let mut needs = vec![vm(*scratch, [&VM, *agent].concat(), "no build", true)];
+    let mut needs = vec![vm(*scratch, [&VM, *agent].concat(), "no build is possible", true)];
     let for_templates: Vec<&str> = VM.into_iter().filter(|it| !NOT_FOR_TEMPLATES.contains(it)).collect();
-    needs.extend(templates.iter().map(|vmid| vm(*vmid, for_templates.clone(), "no promotion", false)));
+    needs.extend(
+        templates.iter().map(|vmid| vm(*vmid, for_templates.clone(), "no promotion is possible", false)),
+    );
     needs.extend(pool.clone().map(|pool| {
         on(pool, &["Pool.Audit"], VM_ROLE, "whether the pool exists is seen only when a VM is made", false)
     }));
-    needs.extend(
-        storages(profile).into_iter().map(|(id, privileges)| {
-            on(format!("/storage/{id}"), &privileges, STORAGE_ROLE, "no build", true)
-        }),
-    );
+    needs.extend(storages(profile).into_iter().map(|(id, privileges)| {
+        on(format!("/storage/{id}"), &privileges, STORAGE_ROLE, "no build is possible", true)
+    }));
     if !is_vnet {
         let vlan = profile.vlan.map(|vlan| format!("/{vlan}")).unwrap_or_default();
         let path = format!("/sdn/zones/localnetwork/{}{vlan}", profile.bridge);
-        needs.push(on(path, &["SDN.Use"], NETWORK_ROLE, "no build", true));
+        needs.push(on(path, &["SDN.Use"], NETWORK_ROLE, "no build is possible", true));
     }
     let node = node.map_or_else(|| "/nodes".to_owned(), |node| format!("/nodes/{node}"));
     let without_network = "installer media are uploaded from here instead of downloaded by the node";

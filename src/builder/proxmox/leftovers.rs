@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::journal::{self, Entry};
 use super::marks::{self, Marks, State};
@@ -27,9 +28,6 @@ use crate::pve::{Client, Error, Guest, NodeName, TaskFilter, TaskState, Upid, Vm
 
 /// How long something else may hold a VM that is to be removed.
 const WHEN_FREE: Duration = Duration::from_mins(1);
-
-/// How often a VM is looked at anew after its create task was ended.
-const LOOKS: usize = 3;
 
 /// How long after a run wrote a VM down its request may still be at the server.
 const IN_FLIGHT_SECONDS: i64 = 120;
@@ -269,13 +267,18 @@ impl<'a> Search<'a> {
     pub async fn remove(&self, leftover: &Leftover) -> Result<(), Failure> {
         let vm = self.vm(&leftover.node, leftover.vmid).context("its node has a strange name");
         let vm = vm.kind(Kind::Infrastructure)?;
-        for _ in 0..LOOKS {
+        let limit = self.profile.task_timeout.duration();
+        let deadline = Instant::now() + limit;
+        loop {
             let (_, known) = self.look().await?;
             let Some(config) = config(&vm).await.map_err(site::failed)? else {
                 return self.forget(vm.vmid());
             };
             match judge(vm.vmid(), &config, &known, process::is_alive) {
-                Verdict::Making { task, .. } => self.end(&vm, task.as_ref()).await.map_err(site::failed)?,
+                Verdict::Making { task, .. } if Instant::now() < deadline => {
+                    self.end(task.as_ref()).await.map_err(site::failed)?;
+                }
+                Verdict::Making { .. } => return Err(still_made(vm.vmid(), limit)),
                 Verdict::Leftover { .. } => {
                     let still = |config: &VmConfig| {
                         matches!(
@@ -283,7 +286,6 @@ impl<'a> Search<'a> {
                             Verdict::Leftover { .. }
                         )
                     };
-                    let limit = self.profile.task_timeout.duration();
                     return match destroy_if(&vm, limit, still).await.map_err(site::failed)? {
                         Destroyed::Gone | Destroyed::Now => self.forget(vm.vmid()),
                         Destroyed::NotOurs => Err(changed(vm.vmid())),
@@ -293,7 +295,6 @@ impl<'a> Search<'a> {
                 Verdict::Other | Verdict::Unsure => return Err(changed(vm.vmid())),
             }
         }
-        Err(Failure::new(Kind::Infrastructure, anyhow::anyhow!("VM {} is still being made", vm.vmid())))
     }
 
     /// Strikes out of dead runs' journals what is not there or is somebody else's.
@@ -404,29 +405,18 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Ends the task that makes a VM; one that may be another run's is waited for instead.
-    async fn end(&self, vm: &Vm, task: Option<&Upid>) -> Result<(), Error> {
-        let limit = self.profile.task_timeout.duration();
-        if let Some(task) = task {
-            self.client.stop_task(task).await?;
-            return match self.client.wait(task, limit, None).await {
-                // However it ended: what is left is looked at next.
-                Ok(_) | Err(Error::TaskFailed { .. }) => Ok(()),
-                Err(error) => Err(error),
-            };
-        }
-        let deadline = tokio::time::Instant::now() + limit;
-        while let Some(config) = config(vm).await? {
-            if !is_being_made(&config) {
-                break;
-            }
-            if tokio::time::Instant::now() >= deadline {
-                let what = format!("the clone task of VM {}", vm.vmid());
-                return Err(Error::Deadline { what, after: limit });
-            }
+    /// Ends the task that makes a VM; one that may be another run's is given time instead.
+    async fn end(&self, task: Option<&Upid>) -> Result<(), Error> {
+        let Some(task) = task else {
             tokio::time::sleep(self.client.pace().task_max).await;
+            return Ok(());
+        };
+        self.client.stop_task(task).await?;
+        match self.client.wait(task, self.profile.task_timeout.duration(), None).await {
+            // However it ended: what is left is looked at next.
+            Ok(_) | Err(Error::TaskFailed { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
     fn forget(&self, vmid: Vmid) -> Result<(), Failure> {
@@ -504,6 +494,14 @@ pub async fn destroy_if(
 fn changed(vmid: Vmid) -> Failure {
     let error = anyhow::anyhow!("VM {vmid} is no leftover any more, and has been left alone");
     Failure::new(Kind::Infrastructure, error)
+}
+
+fn still_made(vmid: Vmid, limit: Duration) -> Failure {
+    let limit = human_duration(limit);
+    Failure::new(
+        Kind::Infrastructure,
+        anyhow::anyhow!("the clone task of VM {vmid} has not ended within {limit}"),
+    )
 }
 
 fn stuck(vm: &Vm, lock: &str) -> Failure {

@@ -301,7 +301,11 @@ impl Survey {
             }
             let is_vital = need.is_vital || (self.wish.promotes && need.path.starts_with("/vms/"));
             let level = if is_vital { Level::Missing } else { Level::Warn };
-            let found = format!("{} missing; without: {}", missing.join(" "), need.without);
+            let missing = match missing.len() {
+                count if count > 2 && count == need.privileges.len() => format!("all {count} of them"),
+                _ => missing.join(" "),
+            };
+            let found = format!("{missing} missing: {}", need.without);
             Finding::bad(name, level, found, "")
         };
         self.needs.iter().map(judge).collect()

@@ -4,32 +4,25 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Finding, Level};
+use super::{Finding, Level, Report};
 use crate::builder::proxmox::survey::Wish;
 use crate::builder::proxmox::{access, site};
 use crate::definition::{Checked, Inputs, Profile, ProxmoxProfile, Root, Secret, check, variable_names};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::{Client, Credentials, Error, Pace, Settings, Trust};
 
-/// What was found, and what root types on a node to give the missing rights.
-#[derive(Debug, Default)]
-pub(super) struct Report {
-    pub(super) findings: Vec<Finding>,
-    pub(super) commands: Vec<String>,
-}
-
 /// Looks at the cluster of a profile; nothing is changed.
 ///
 /// # Errors
 /// Only where nothing can be found out at all: the profile's addresses or certificates are unusable.
-pub(super) fn report(root: &Root, name: &str, profile: &Profile, inputs: &Inputs) -> Result<Report, Failure> {
+pub(super) fn report(root: &Root, profile: &Profile, inputs: &Inputs) -> Result<Report, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")
         .kind(Kind::Unexpected)?;
     let wish = Wish { templates: templates(root, inputs), ..Wish::default() };
-    runtime.block_on(look(root, name, profile, inputs, &wish))
+    runtime.block_on(look(root, profile, inputs, &wish))
 }
 
 /// Returns the failure of a cluster on which no build is possible.
@@ -54,18 +47,12 @@ fn templates(root: &Root, inputs: &Inputs) -> Vec<u32> {
     vmids
 }
 
-async fn look(
-    root: &Root,
-    name: &str,
-    profile: &Profile,
-    inputs: &Inputs,
-    wish: &Wish,
-) -> Result<Report, Failure> {
+async fn look(root: &Root, profile: &Profile, inputs: &Inputs, wish: &Wish) -> Result<Report, Failure> {
     let place = profile.proxmox.clone().unwrap_or_default();
     let settings = match site::settings(&place, root.path(), &inputs.env).await {
         Ok(settings) => settings,
         Err(failure) if failure.kind == Kind::Infrastructure => {
-            return without_credentials(root, name, &place, wish, &failure).await;
+            return without_credentials(root, &place, wish, &failure).await;
         }
         Err(failure) => return Err(failure),
     };
@@ -75,14 +62,15 @@ async fn look(
         let alone = Settings { endpoints: vec![endpoint.clone()], pace: hasty(), ..settings.clone() };
         let client = Client::new(alone).map_err(site::failed)?;
         let answer = client.version().await.map(drop);
-        report.findings.push(match answer {
+        let finding = match answer {
             Err(Error::Unauthorized { .. }) => {
                 who_is_refused = answer.err();
-                reached(&endpoint.to_string(), &settings, name).await
+                reached(&endpoint.to_string(), &settings, &mut report.pins).await
             }
-            Ok(()) => reached(&endpoint.to_string(), &settings, name).await,
-            Err(error) => unreached(&endpoint.to_string(), &error, name),
-        });
+            Ok(()) => reached(&endpoint.to_string(), &settings, &mut report.pins).await,
+            Err(error) => unreached(&endpoint.to_string(), &error, &mut report.pins),
+        };
+        report.findings.push(finding);
     }
     if report.findings.iter().all(|finding| finding.level == Level::Missing) {
         return Ok(report);
@@ -122,7 +110,6 @@ fn hasty() -> Pace {
 /// make a token.
 async fn without_credentials(
     root: &Root,
-    name: &str,
     place: &ProxmoxProfile,
     wish: &Wish,
     failure: &Failure,
@@ -134,8 +121,9 @@ async fn without_credentials(
     for endpoint in &settings.endpoints {
         report.findings.push(match shown(&endpoint.to_string(), &settings).await {
             Ok(seen) => {
-                let found = format!("answers; whether it is trusted is seen with credentials: {seen}");
-                Finding::bad(&title(&endpoint.to_string()), Level::Note, found, pin_advice(name, &seen))
+                report.pins.push(pin(&seen));
+                let found = "answers; whether it is trusted is seen with credentials";
+                Finding::bad(&title(&endpoint.to_string()), Level::Note, found, PIN_ADVICE)
             }
             Err(reason) => unreachable(&endpoint.to_string(), &reason),
         });
@@ -166,12 +154,12 @@ fn title(endpoint: &str) -> String {
     format!("endpoint {}", endpoint.trim_start_matches("https://"))
 }
 
-async fn reached(endpoint: &str, settings: &Settings, name: &str) -> Finding {
+async fn reached(endpoint: &str, settings: &Settings, pins: &mut Vec<String>) -> Finding {
     let how = match &settings.trust {
         Trust::Anything => {
-            let seen = shown(endpoint, settings).await.unwrap_or_default();
-            let found = format!("answers; its certificate is not verified (`verify_tls = false`): {seen}");
-            let advice = pin_advice(name, &seen) + "; anybody on the way can read the credentials now";
+            pins.extend(shown(endpoint, settings).await.ok().map(|seen| pin(&seen)));
+            let found = "answers; its certificate is not verified (`verify_tls = false`)";
+            let advice = format!("anybody on the way can read the credentials: {PIN_ADVICE}");
             return Finding::bad(&title(endpoint), Level::Warn, found, advice);
         }
         Trust::System => "this system".to_owned(),
@@ -181,11 +169,11 @@ async fn reached(endpoint: &str, settings: &Settings, name: &str) -> Finding {
     Finding::ok(&title(endpoint), format!("answers, trusted by {how}"))
 }
 
-fn unreached(endpoint: &str, error: &Error, name: &str) -> Finding {
+fn unreached(endpoint: &str, error: &Error, pins: &mut Vec<String>) -> Finding {
     match error {
         Error::Tls { reason, seen: Some(seen), .. } => {
-            let found = format!("not trusted: {reason}");
-            Finding::bad(&title(endpoint), Level::Missing, found, pin_advice(name, seen))
+            pins.push(pin(seen));
+            Finding::bad(&title(endpoint), Level::Missing, format!("not trusted: {reason}"), PIN_ADVICE)
         }
         error => unreachable(endpoint, &error.to_string()),
     }
@@ -196,11 +184,12 @@ fn unreachable(endpoint: &str, reason: &str) -> Finding {
     Finding::bad(&title(endpoint), Level::Missing, format!("{SILENT}{reason}"), advice)
 }
 
-fn pin_advice(name: &str, seen: &str) -> String {
-    format!(
-        "if `pvenode cert info` on the node shows the same, write fingerprint = \"{seen}\" into [proxmox] of \
-         builders/{name}.toml; or ca_file with the cluster's /etc/pve/pve-root-ca.pem"
-    )
+/// What to do about a certificate that is not trusted; the line itself is told below, to be copied.
+const PIN_ADVICE: &str =
+    "pin it with the line below, or name the cluster's /etc/pve/pve-root-ca.pem as `ca_file`";
+
+fn pin(seen: &str) -> String {
+    format!("fingerprint = \"{seen}\"")
 }
 
 #[cfg(test)]
@@ -231,7 +220,7 @@ mod tests {
                 token.map(|token| (site::TOKEN.to_owned(), token.to_owned())).into_iter().collect();
             let inputs = Inputs { vars: Vec::new(), var_files: Vec::new(), env };
             let root = Root::at(self.folder.path()).unwrap();
-            look(&root, "asgard", &self.profile, &inputs, &Wish::default()).await.unwrap()
+            look(&root, &self.profile, &inputs, &Wish::default()).await.unwrap()
         }
     }
 

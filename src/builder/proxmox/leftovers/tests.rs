@@ -352,6 +352,32 @@ async fn the_journal_finds_what_bears_no_marks_and_is_struck_out_after() {
 }
 
 #[tokio::test]
+async fn a_clone_that_is_being_made_is_waited_for_and_then_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let world = World::new([(9000, vm_config("", None, &[("lock", "clone")]))]);
+    let (fake, profile) = serve(&world).await;
+    let run = Workspace::create(root.path()).unwrap();
+    let id = run.id.clone();
+    let journal = Journal::new(&run.folder, &run.id, &profile.endpoints);
+    journal.begin(vmid(9000), &"asgard".parse().unwrap(), None).unwrap();
+    drop((journal, run));
+    let task = upid("qmclone", 90001, jiff::Timestamp::now().as_second());
+    world.tasks.lock().unwrap().push(json!({ "upid": task.to_string(), "status": "RUNNING" }));
+    let search = Search::new(&fake.client, &profile, root.path(), None);
+    let found = search.find().await.unwrap();
+    let ending = async {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert!(fake.changes().is_empty(), "a clone task may be another run's");
+        let marks = Marks { uuid: String::new(), ..stale(9000, &id, State::Proving) };
+        world.vms.lock().unwrap().insert(9000, vm_config(OTHER_UUID, Some(&marks), &[]));
+        world.tasks.lock().unwrap().clear();
+    };
+    let (removed, ()) = tokio::join!(search.remove(&found[0]), ending);
+    removed.unwrap();
+    assert!(world.left().is_empty());
+}
+
+#[tokio::test]
 async fn a_lock_that_root_alone_may_clear_is_told_and_not_touched() {
     let root = tempfile::tempdir().unwrap();
     let world = World::new([(9000, vm_config("", None, &[("lock", "create")]))]);
