@@ -31,8 +31,8 @@ test: check fast e2e
 
 check: setup
 	cargo fmt --check
-	cargo clippy --all-targets --locked -- $(DENY)
-	RUSTDOCFLAGS="$(DENY)" cargo doc --no-deps --locked
+	cargo clippy --workspace --all-targets --locked -- $(DENY)
+	RUSTDOCFLAGS="$(DENY)" cargo doc --workspace --no-deps --locked
 	shellcheck $$(git ls-files -- ':!tests/golden' | xargs grep -lE '^#!.*\b(ba)?sh\b')
 	/usr/bin/python3 -m unittest discover -s tests/media/installer
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
@@ -40,11 +40,11 @@ check: setup
 
 fast: release
 ifdef NEXTEST
-	FORGE_RELEASE=$(abspath $(FORGE)) cargo nextest run --locked
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo nextest run --workspace --locked
 else
-	FORGE_RELEASE=$(abspath $(FORGE)) cargo test --locked
+	FORGE_RELEASE=$(abspath $(FORGE)) cargo test --workspace --locked
 endif
-	cargo test --doc --locked
+	cargo test --doc --workspace --locked
 
 e2e: release
 ifdef NEXTEST
