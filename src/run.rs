@@ -88,7 +88,8 @@ struct Undo {
     /// The command that removes it by hand, for the list of leftovers.
     by_hand: String,
     limit: Duration,
-    action: UndoAction,
+    /// None while it is under way.
+    action: Option<UndoAction>,
 }
 
 /// Names a registered undo, to take it back.
@@ -229,10 +230,10 @@ impl Run {
             what: what.into(),
             by_hand: by_hand.into(),
             limit,
-            action: Box::new(|ending| {
+            action: Some(Box::new(|ending| {
                 let undone = action(ending);
                 Box::pin(async move { undone.await.map(Into::into) })
-            }),
+            })),
         });
         UndoId(id)
     }
@@ -282,19 +283,29 @@ impl Run {
 
     async fn undo_all(&self, ending: Ending) {
         loop {
+            let Some((action, limit)) = self.next_undo() else { return };
+            let result = tokio::time::timeout(limit, action(ending)).await;
+            // Only now: what is just being removed is left behind by a second Ctrl-C.
             let Some(undo) = self.state().undo.pop() else { return };
-            let error = match tokio::time::timeout(undo.limit, (undo.action)(ending)).await {
+            let error = match result {
                 Ok(Ok(Undone::Nothing)) => continue,
                 Ok(Ok(Undone::Removed)) => None,
                 Ok(Err(error)) => Some(format!("{error:#}; remove it with: {}", undo.by_hand)),
                 Err(_) => Some(format!(
                     "not done after {}; remove it with: {}",
-                    event::human_duration(undo.limit),
+                    event::human_duration(limit),
                     undo.by_hand
                 )),
             };
             self.emit(Event::Undone { what: undo.what, error });
         }
+    }
+
+    /// Returns the newest undo's action with its deadline; the undo itself stays until it is done.
+    fn next_undo(&self) -> Option<(UndoAction, Duration)> {
+        let mut state = self.state();
+        let newest = state.undo.last_mut()?;
+        Some((newest.action.take()?, newest.limit))
     }
 
     /// Ends the open span now and begins another.
