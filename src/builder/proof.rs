@@ -123,9 +123,7 @@ impl Subject<'_> {
         let deadline = self.patience.scaled(self.plan.definition.timeouts.boot.duration());
         let mut findings = Findings { step, list: Vec::new(), not_proven: Vec::new() };
         if self.drive == Drive::ConfigDrive && self.has_empty_vendor_data().await.kind(Kind::Guest)? {
-            for name in [CONFIG_DRIVE, CONFIG_DRIVE_HOSTNAME, CONFIG_DRIVE_KEY] {
-                findings.not_proven(name, EMPTY_VENDOR_DATA);
-            }
+            findings.not_proven(&[CONFIG_DRIVE, CONFIG_DRIVE_HOSTNAME, CONFIG_DRIVE_KEY], EMPTY_VENDOR_DATA);
             return findings.into_results(step.run(), self.drive);
         }
         let cloud_init = wait_for_cloud_init(self.communicator, deadline).await.kind(Kind::Guest)?;
@@ -195,9 +193,7 @@ impl Subject<'_> {
         if !self.is_routed
             && let Err(reason) = outside::route(self.ssh).await
         {
-            for name in [by_key.as_str(), NO_PASSWORDS, NO_ROOT] {
-                findings.not_proven(name, &reason);
-            }
+            findings.not_proven(&[by_key.as_str(), NO_PASSWORDS, NO_ROOT], &reason);
             return Ok(());
         }
         let host_key = identity(self.communicator).await.kind(Kind::Guest)?.host_key;
@@ -281,9 +277,9 @@ impl Findings<'_> {
     }
 
     /// Says that something could not be looked at, so that nobody takes it for proven.
-    fn not_proven(&mut self, name: &str, reason: &str) {
-        self.step.warn(&format!("not proven: {name}: {reason}"));
-        self.not_proven.push((name.to_owned(), reason.to_owned()));
+    fn not_proven(&mut self, names: &[&str], reason: &str) {
+        self.step.warn(&format!("not proven: {}: {reason}", names.join("; ")));
+        self.not_proven.extend(names.iter().map(|name| ((*name).to_owned(), reason.to_owned())));
     }
 }
 
