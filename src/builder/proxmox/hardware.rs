@@ -288,3 +288,6 @@ fn is_numbered(key: &str, stem: &str) -> bool {
     key.strip_prefix(stem)
         .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
+
+#[cfg(test)]
+mod tests;
