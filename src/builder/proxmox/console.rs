@@ -151,11 +151,18 @@ mod tests {
     #[test]
     fn a_status_tells_of_the_end() {
         let end = |text: &str| end_in(&serde_json::from_str(text).unwrap());
-        assert_eq!(end(r#"{"status": "stopped", "qmpstatus": "stopped"}"#), Some(End::PoweredOff));
-        assert_eq!(end(r#"{"status": "running", "qmpstatus": "running"}"#), None);
-        assert_eq!(end(r#"{"status": "running"}"#), None);
-        assert_eq!(end(r#"{"status": "running", "qmpstatus": "guest-panicked"}"#), Some(End::Panicked));
-        let full = end(r#"{"status": "running", "qmpstatus": "io-error"}"#).unwrap().to_string();
+        assert_eq!(
+            end(r#"{"vmid": 9000, "status": "stopped", "qmpstatus": "stopped"}"#),
+            Some(End::PoweredOff)
+        );
+        assert_eq!(end(r#"{"vmid": 9000, "status": "running", "qmpstatus": "running"}"#), None);
+        assert_eq!(end(r#"{"vmid": 9000, "status": "running"}"#), None);
+        assert_eq!(
+            end(r#"{"vmid": 9000, "status": "running", "qmpstatus": "guest-panicked"}"#),
+            Some(End::Panicked)
+        );
+        let full =
+            end(r#"{"vmid": 9000, "status": "running", "qmpstatus": "io-error"}"#).unwrap().to_string();
         assert!(full.contains("is the storage full?"), "{full}");
     }
 }

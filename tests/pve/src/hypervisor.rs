@@ -144,7 +144,11 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// QEMU's text.
-    fn change_medium<'a>(&'a self, drive: &'a str, volume: Option<&'a Volume>) -> Later<'a, Result<(), String>>;
+    fn change_medium<'a>(
+        &'a self,
+        drive: &'a str,
+        volume: Option<&'a Volume>,
+    ) -> Later<'a, Result<(), String>>;
 
     /// Tells the guest that a disk has grown, and grows its volume.
     ///

@@ -178,7 +178,13 @@ async fn status(call: Call) -> Answer {
 /// Makes a disk of a name that the caller chose; its size is in KiB or as its suffix says.
 async fn allocate(call: Call) -> Answer {
     let (name, size) = (call.args.text("filename"), call.args.text("size"));
-    let unit = if size.ends_with('G') { 30 } else if size.ends_with('M') { 20 } else { 10 };
+    let unit = if size.ends_with('G') {
+        30
+    } else if size.ends_with('M') {
+        20
+    } else {
+        10
+    };
     let count: u64 = size
         .trim_end_matches(['M', 'G'])
         .parse()
