@@ -104,7 +104,6 @@ impl Identity {
 pub(crate) struct User {
     pub(crate) password: Option<String>,
     pub(crate) disabled: bool,
-    pub(crate) comment: Option<String>,
     pub(crate) tokens: BTreeMap<String, Token>,
 }
 
@@ -306,6 +305,17 @@ const BUILT_IN: &[&str] = &[
     "PVEVMUser",
 ];
 
+/// Privileges that the role `PVEAdmin` lacks.
+const NOT_ADMIN: &[&str] = &[
+    "Permissions.Modify",
+    "Sys.AccessNetwork",
+    "Sys.Incoming",
+    "Sys.Modify",
+    "Sys.PowerMgmt",
+    "Realm.Allocate",
+    "Mapping.Modify",
+];
+
 fn built_in(major: u8, name: &str) -> Option<BTreeSet<String>> {
     let all = || privileges(major);
     let pick = |wanted: &[&str]| -> BTreeSet<String> {
@@ -315,15 +325,6 @@ fn built_in(major: u8, name: &str) -> Option<BTreeSet<String>> {
         all().filter(|name| test(name)).map(Into::into).collect()
     };
     let under = |prefix: &str| keep(&|name: &str| name.starts_with(prefix));
-    const NOT_ADMIN: &[&str] = &[
-        "Permissions.Modify",
-        "Sys.AccessNetwork",
-        "Sys.Incoming",
-        "Sys.Modify",
-        "Sys.PowerMgmt",
-        "Realm.Allocate",
-        "Mapping.Modify",
-    ];
     Some(match name {
         "Administrator" => keep(&|_| true),
         "NoAccess" => BTreeSet::new(),

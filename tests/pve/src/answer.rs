@@ -25,6 +25,7 @@ impl From<Value> for Reply {
 pub(crate) type Answer = Result<Reply, Failure>;
 
 /// The answer of calls that return nothing.
+#[expect(clippy::unnecessary_wraps, reason = "it stands where an answer is wanted")]
 pub(crate) fn nothing() -> Answer {
     Ok(Reply::Data(Value::Null))
 }
@@ -85,7 +86,7 @@ impl Failure {
     pub(crate) fn text(&self) -> String {
         let mut text = self.message.trim_end().to_owned();
         for (name, error) in &self.errors {
-            text.push_str(&format!("\n{name}: {}", error.trim_end()));
+            text = format!("{text}\n{name}: {}", error.trim_end());
         }
         text
     }

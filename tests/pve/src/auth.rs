@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::access::{Identity, Token};
+use crate::held;
 use crate::http::form::percent_decode;
 use crate::http::head::Head;
 use crate::sim::Sim;
@@ -79,7 +80,7 @@ fn is_over(token: &Token, now: i64) -> bool {
 }
 
 fn by_ticket(sim: &Sim, head: &Head, ticket: &str, is_upload: bool) -> Result<Identity, &'static str> {
-    let tickets = sim.tickets.lock().expect("no holder panics");
+    let tickets = held(&sim.tickets);
     let known = tickets.get(ticket).filter(|known| sim.clock.now() - known.made < TICKET_SECONDS);
     let known = known.ok_or("Authentication failed!")?;
     if head.method != "GET" && !is_upload && head.header("csrfpreventiontoken") != Some(&known.csrf) {
@@ -90,7 +91,7 @@ fn by_ticket(sim: &Sim, head: &Head, ticket: &str, is_upload: bool) -> Result<Id
 
 /// Whether `ticket` is one of `user` that still holds.
 pub(crate) fn holds(sim: &Sim, user: &str, ticket: &str) -> bool {
-    let tickets = sim.tickets.lock().expect("no holder panics");
+    let tickets = held(&sim.tickets);
     tickets
         .get(ticket)
         .is_some_and(|known| known.user == user && sim.clock.now() - known.made < TICKET_SECONDS)

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use crate::held;
 use crate::http::websocket::{self, BINARY, CLOSE, PING, PONG, take_frame};
 
 /// A console waiting for its client.
@@ -37,7 +38,7 @@ pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 5900..=5999;
 impl Consoles {
     /// Puts a console on the next free port.
     pub(crate) fn add(&self, waiting: Waiting) -> Option<u16> {
-        let mut ports = self.ports.lock().expect("no holder panics");
+        let mut ports = held(&self.ports);
         let unused = PORTS.clone().find(|port| !ports.contains_key(port));
         let over = || PORTS.clone().find(|port| ports[port].over);
         let port = unused.or_else(over)?;
@@ -47,7 +48,7 @@ impl Consoles {
 
     /// Nobody listens on a port any more.
     pub(crate) fn close(&self, port: u16) {
-        if let Some(waiting) = self.ports.lock().expect("no holder panics").get_mut(&port) {
+        if let Some(waiting) = held(&self.ports).get_mut(&port) {
             waiting.taken = None;
             waiting.over = true;
         }
@@ -71,6 +72,7 @@ pub(crate) struct Console {
     /// `USER:TICKET`, which a terminal's client must say first.
     pub(crate) hello: String,
     /// Dropped when the bridge is over.
+    #[expect(dead_code, reason = "held for its drop")]
     pub(crate) done: oneshot::Sender<()>,
 }
 

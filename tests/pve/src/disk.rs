@@ -214,7 +214,7 @@ impl Disks<'_> {
         self.log_formatting(&storage, &image, "");
         let copied = self.convert(&source, &image, &home, &storage, limit).await;
         if copied.is_err() {
-            let _ = tokio::fs::remove_file(&image.file).await;
+            drop(tokio::fs::remove_file(&image.file).await);
         }
         self.made_or_forget(copied, &key, &storage)
     }
@@ -260,13 +260,11 @@ impl Disks<'_> {
     }
 
     async fn wait(&self, seconds: f64) -> Result<(), String> {
-        match self.task {
-            Some(task) => task.sleep(seconds).await,
-            None => {
-                self.sim.clock.sleep(seconds).await;
-                Ok(())
-            }
+        if let Some(task) = self.task {
+            return task.sleep(seconds).await;
         }
+        self.sim.clock.sleep(seconds).await;
+        Ok(())
     }
 
     /// Makes a disk of `vmid` out of a file, for `import-from`.

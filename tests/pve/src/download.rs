@@ -97,7 +97,7 @@ async fn ask(method: &str, url: &str) -> Result<Ended, String> {
         }
     }
     Ok(match status {
-        200..300 => Ended::Body(Found { length, media, stream }),
+        200..=299 => Ended::Body(Found { length, media, stream }),
         301 | 302 | 303 | 307 | 308 => {
             let relative = location.starts_with('/');
             Ended::Moved(if relative { format!("http://{host}:{port}{location}") } else { location })

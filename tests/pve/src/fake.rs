@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use crate::held;
 use crate::hypervisor::{AgentError, Hypervisor, Later, Machine, Spec, Status, Volume};
 
 /// What a program in a pretended guest leaves.
@@ -141,16 +142,16 @@ impl Hypervisor for Pretend {
 /// A console that greets as VNC does, or says nothing.
 fn listen(path: &Path, vnc: bool) -> std::io::Result<()> {
     // A socket of an earlier start is in the way.
-    let _ = std::fs::remove_file(path);
+    drop(std::fs::remove_file(path));
     let listener = UnixListener::bind(path)?;
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut buffer = [0; 512];
                 if vnc && client.write_all(b"RFB 003.008\n").await.is_ok() {
-                    let _ = client.read(&mut buffer).await;
+                    drop(client.read(&mut buffer).await);
                     // One kind of authentication: a password.
-                    let _ = client.write_all(&[1, 2]).await;
+                    drop(client.write_all(&[1, 2]).await);
                 }
                 while matches!(client.read(&mut buffer).await, Ok(1..)) {}
             });
@@ -188,12 +189,12 @@ impl Pretended {
 
     /// Reads a file of the guest.
     pub fn file(&self, path: &str) -> Option<Vec<u8>> {
-        self.inside.lock().expect("no holder panics").files.get(path).cloned()
+        held(&self.inside).files.get(path).cloned()
     }
 
     /// Writes a file of the guest.
     pub fn put_file(&self, path: &str, content: Vec<u8>) {
-        self.inside.lock().expect("no holder panics").files.insert(path.into(), content);
+        held(&self.inside).files.insert(path.into(), content);
     }
 
     fn refusal(desc: impl Into<String>) -> AgentError {
@@ -203,7 +204,7 @@ impl Pretended {
     fn answer(&self, execute: &str, arguments: &Value) -> Result<Value, AgentError> {
         let text = |key: &str| arguments[key].as_str().unwrap_or_default();
         match execute {
-            "guest-ping" => Ok(json!({})),
+            "guest-ping" | "guest-file-close" => Ok(json!({})),
             "guest-info" => Ok(json!({ "version": "9.2.0", "supported_commands": [
                 { "name": "guest-exec", "enabled": true, "success-response": true },
             ] })),
@@ -231,7 +232,6 @@ impl Pretended {
             "guest-file-read" => self.read(arguments),
             "guest-file-write" => self.write(arguments),
             "guest-file-seek" => self.seek(arguments),
-            "guest-file-close" => Ok(json!({})),
             "guest-set-user-password" => Err(Self::refusal("cannot find 'passwd' program in PATH")),
             other => Err(AgentError::Error {
                 class: "CommandNotFound".into(),
@@ -246,7 +246,7 @@ impl Pretended {
         command.extend(rest.filter_map(|word| word.as_str().map(String::from)));
         let input = STANDARD.decode(arguments["input-data"].as_str().unwrap_or_default()).unwrap_or_default();
         let output = self.guest.exec(self, &command, &input).map_err(Self::refusal)?;
-        let mut inside = self.inside.lock().expect("no holder panics");
+        let mut inside = held(&self.inside);
         inside.next += 1;
         let pid = 100 + inside.next;
         inside.running.insert(pid, (Instant::now(), output));
@@ -256,7 +256,7 @@ impl Pretended {
     fn exec_status(&self, pid: i64) -> Result<Value, AgentError> {
         /// What an agent sends within Proxmox's 5 s on an emulated CPU.
         const MOST: usize = 2 << 20;
-        let mut inside = self.inside.lock().expect("no holder panics");
+        let mut inside = held(&self.inside);
         let Some((since, output)) = inside.running.get(&pid) else {
             return Err(Self::refusal("Invalid parameter 'pid'"));
         };
@@ -283,7 +283,7 @@ impl Pretended {
     }
 
     fn open(&self, path: &str, mode: &str) -> Result<Value, AgentError> {
-        let mut inside = self.inside.lock().expect("no holder panics");
+        let mut inside = held(&self.inside);
         let missing = || {
             Self::refusal(format!("failed to open file '{path}' (mode: '{mode}'): No such file or directory"))
         };
@@ -307,7 +307,7 @@ impl Pretended {
         arguments: &Value,
         work: impl FnOnce(&mut Vec<u8>, &mut usize) -> Result<T, AgentError>,
     ) -> Result<T, AgentError> {
-        let mut inside = self.inside.lock().expect("no holder panics");
+        let mut inside = held(&self.inside);
         let handle = arguments["handle"].as_i64().unwrap_or_default();
         let Inside { files, handles, .. } = &mut *inside;
         let unknown = || Self::refusal(format!("handle '{handle}' has not been found"));
@@ -440,8 +440,7 @@ impl Machine for Pretended {
             ["info", "status"] => format!("VM status: {}\r\n", *self.state.borrow()),
             ["info", "version"] => "9.2.0pretended\r\n".into(),
             ["help", ..] => "info balloon  -- show balloon information\r\n".into(),
-            [] | ["info", "block"] => String::new(),
-            ["sendkey" | "screendump" | "system_reset", ..] => String::new(),
+            [] | ["info", "block"] | ["sendkey" | "screendump" | "system_reset", ..] => String::new(),
             _ => format!("unknown command: '{command}'\r\n"),
         };
         Box::pin(async move { Ok(answer) })
@@ -471,7 +470,7 @@ impl Machine for Pretended {
         let mut state = self.state.subscribe();
         Box::pin(async move {
             // The sender is this machine's own.
-            let _ = state.wait_for(|state| *state == "stopped").await;
+            drop(state.wait_for(|state| *state == "stopped").await);
         })
     }
 }

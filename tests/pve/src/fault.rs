@@ -14,6 +14,8 @@ use std::sync::Mutex;
 
 use serde::Deserialize;
 
+use crate::held;
+
 /// What goes wrong.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
@@ -124,16 +126,16 @@ impl Faults {
     }
 
     pub(crate) fn add(&self, rule: Rule) {
-        self.rules.lock().expect("no holder panics").push((rule, 0));
+        held(&self.rules).push((rule, 0));
     }
 
     pub(crate) fn clear(&self) {
-        self.rules.lock().expect("no holder panics").clear();
+        held(&self.rules).clear();
     }
 
     /// What goes wrong with this request; counts it.
     pub(crate) fn matching(&self, method: &str, path: &str) -> Vec<Action> {
-        let mut rules = self.rules.lock().expect("no holder panics");
+        let mut rules = held(&self.rules);
         let mut actions = Vec::new();
         for (rule, count) in rules.iter_mut() {
             let right_method = rule.method.as_deref().is_none_or(|wanted| wanted == method);

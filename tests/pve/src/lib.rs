@@ -36,7 +36,7 @@ mod world;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -55,6 +55,11 @@ use hypervisor::{Hypervisor, Network};
 use sim::{Parts, Sim};
 use tls::Certificate;
 use world::World;
+
+/// What a mutex guards; nobody panics while holding one.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder panics")
+}
 
 /// How to start a simulator.
 #[derive(Debug)]
@@ -132,36 +137,43 @@ impl Simulator {
     }
 
     /// `https://ADDRESS:PORT`
+    #[must_use]
     pub fn endpoint(&self) -> String {
         format!("https://{}", self.address)
     }
 
     /// The address it listens on.
+    #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// SHA-256 of the certificate in use, as 32 pairs with colons.
+    #[must_use]
     pub fn fingerprint(&self) -> String {
-        self.sim.certificate.lock().expect("no holder panics").fingerprint.clone()
+        held(&self.sim.certificate).fingerprint.clone()
     }
 
     /// The certificate in use, as PEM.
+    #[must_use]
     pub fn certificate(&self) -> String {
-        self.sim.certificate.lock().expect("no holder panics").pem.clone()
+        held(&self.sim.certificate).pem.clone()
     }
 
     /// The first token: `USER@REALM!ID=SECRET`.
+    #[must_use]
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }
 
     /// All requests so far.
+    #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.sim.record.all()
     }
 
     /// VMs, volumes, files, pools and rights, for comparison.
+    #[must_use]
     pub fn dump(&self) -> Value {
         self.sim.world().dump()
     }
@@ -215,7 +227,7 @@ pub struct LockGuard(#[expect(dead_code, reason = "held for its drop")] world::l
 async fn accept(sim: Arc<Sim>, listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         // Small answers must not wait for the acknowledgement of the one before.
-        let _ = stream.set_nodelay(true);
+        drop(stream.set_nodelay(true));
         tokio::spawn(http::conn::accept(Arc::clone(&sim), stream));
     }
 }

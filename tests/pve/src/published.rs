@@ -17,6 +17,7 @@ pub struct Published {
 
 impl Published {
     /// The schema's file: below `$FORGE_SHARED`, else in a folder `shared` beside one of `here`'s parents.
+    #[must_use]
     pub fn find(here: &Path) -> Option<PathBuf> {
         let named = std::env::var_os("FORGE_SHARED").map(PathBuf::from);
         let beside = here.ancestors().map(|above| above.join("shared"));
@@ -43,6 +44,7 @@ impl Published {
     }
 
     /// What the schema has against a request; nothing for paths that it does not know.
+    #[must_use]
     pub fn objections(&self, request: &Request) -> Vec<String> {
         let Some(endpoint) = &request.endpoint else {
             return vec![format!("{} {}: no such endpoint", request.method, request.path)];
@@ -57,7 +59,8 @@ impl Published {
         let errors = validate(&[params], 9, &given).err().unwrap_or_default();
         errors
             .into_iter()
-            .filter(|(name, text)| !missing(name) && !(*open && text == crate::schema::NOT_DEFINED))
+            .filter(|(name, _)| !missing(name))
+            .filter(|(_, text)| !*open || text != crate::schema::NOT_DEFINED)
             .map(|(name, text)| format!("{endpoint}: {name}: {}", text.trim_end()))
             .collect()
     }

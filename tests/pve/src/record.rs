@@ -6,6 +6,8 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::held;
+
 /// One request and its answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Request {
@@ -55,7 +57,7 @@ impl Record {
 
     /// Notes the start of a request; returns its number.
     pub(crate) fn begin(&self, method: &str, path: &str) -> usize {
-        let mut requests = self.requests.lock().expect("no holder panics");
+        let mut requests = held(&self.requests);
         requests.push(Request {
             method: method.into(),
             path: path.into(),
@@ -73,7 +75,7 @@ impl Record {
     }
 
     pub(crate) fn note(&self, number: usize, change: impl FnOnce(&mut Request)) {
-        if let Some(request) = self.requests.lock().expect("no holder panics").get_mut(number) {
+        if let Some(request) = held(&self.requests).get_mut(number) {
             change(request);
         }
     }
@@ -99,13 +101,13 @@ impl Record {
 
     pub(crate) fn task_ended(&self, upid: &str) {
         let now = self.now();
-        let mut requests = self.requests.lock().expect("no holder panics");
+        let mut requests = held(&self.requests);
         for request in requests.iter_mut().filter(|request| request.upid.as_deref() == Some(upid)) {
             request.task_ended_ms = Some(now);
         }
     }
 
     pub(crate) fn all(&self) -> Vec<Request> {
-        self.requests.lock().expect("no holder panics").clone()
+        held(&self.requests).clone()
     }
 }

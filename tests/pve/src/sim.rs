@@ -17,6 +17,7 @@ use crate::api::{self, Endpoint};
 use crate::clock::Clock;
 use crate::console::Consoles;
 use crate::fault::{Action, Faults};
+use crate::held;
 use crate::hypervisor::{Hypervisor, Network};
 use crate::record::Record;
 use crate::schema::{Args, validate};
@@ -85,21 +86,21 @@ impl Sim {
 
     /// The world; held only for moments, never across an await.
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().expect("no holder panics")
+        held(&self.world)
     }
 
     pub(crate) fn agent_socket(&self, vmid: u32) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(self.agents.lock().expect("no holder panics").entry(vmid).or_default())
+        Arc::clone(held(&self.agents).entry(vmid).or_default())
     }
 
     /// Whether pveproxy has been told to reload within the last `seconds`.
     pub(crate) fn reloading(&self, seconds: f64) -> bool {
-        let since = self.reloading.lock().expect("no holder panics");
+        let since = held(&self.reloading);
         since.is_some_and(|at| at.elapsed() < self.clock.span(seconds))
     }
 
     pub(crate) fn reload(&self) {
-        *self.reloading.lock().expect("no holder panics") = Some(Instant::now());
+        *held(&self.reloading) = Some(Instant::now());
     }
 }
 

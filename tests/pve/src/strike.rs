@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::fault::Action;
+use crate::held;
 use crate::sim::{Sim, raw_text};
 use crate::tls::Certificate;
 use crate::world::Vm;
@@ -42,7 +43,7 @@ pub(crate) async fn strike(sim: &Arc<Sim>, path: &str, given: &Map<String, Value
         Action::CertificateChanged => {
             let names = vec!["localhost".into(), "127.0.0.1".into()];
             if let Ok(new) = Certificate::new(names) {
-                *sim.certificate.lock().expect("no holder panics") = new;
+                *held(&sim.certificate) = new;
             }
         }
         Action::Reload => sim.reload(),

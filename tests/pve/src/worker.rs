@@ -69,6 +69,7 @@ impl Call {
     }
 
     /// As [`Self::fork`], as an answer.
+    #[expect(clippy::unnecessary_wraps, reason = "it stands where an answer is wanted")]
     pub(crate) fn task<F, W>(&self, kind: &str, id: &str, work: F) -> Answer
     where
         F: FnOnce(Worker) -> W,
@@ -116,7 +117,7 @@ impl Worker {
     pub(crate) async fn cancelled(&self) {
         let mut cancel = self.cancel.clone();
         // The sender lives in the world's list of tasks, which is never shortened.
-        let _ = cancel.wait_for(|stopped| *stopped).await;
+        drop(cancel.wait_for(|stopped| *stopped).await);
     }
 
     /// Waits, unless the task is stopped.

@@ -1,5 +1,7 @@
 //! What only shows on the wire: stalls, plain HTTP, splits of uploads, websockets.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::time::{Duration, Instant};

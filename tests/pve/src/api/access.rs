@@ -8,6 +8,7 @@ use super::{Allow, Endpoint, run};
 use crate::access::{Access, Identity, Rule, Token, User};
 use crate::answer::{Answer, Failure, nothing};
 use crate::auth;
+use crate::held;
 use crate::random;
 use crate::schema::{Param, split_list};
 use crate::sim::{Call, Ticket, raw_text};
@@ -198,7 +199,7 @@ async fn login(call: Call) -> Answer {
     let ticket = format!("PVE:{user}:{made:08X}::{}", random::hex(64));
     let csrf = format!("{made:08X}:{}", random::hex(32));
     let kept = Ticket { user: user.clone(), csrf: csrf.clone(), made };
-    call.sim.tickets.lock().expect("no holder panics").insert(ticket.clone(), kept);
+    held(&call.sim.tickets).insert(ticket.clone(), kept);
     Ok(json!({ "username": user, "ticket": ticket, "CSRFPreventionToken": csrf, "cap": cap }).into())
 }
 
@@ -379,7 +380,6 @@ async fn make_user(call: Call) -> Answer {
     let user = User {
         password: call.args.get("password").map(Into::into),
         disabled: call.args.get("enable") == Some("0"),
-        comment: call.args.get("comment").map(Into::into),
         ..User::default()
     };
     world.access.users.insert(name.into(), user);
@@ -430,7 +430,7 @@ async fn make_token(call: Call) -> Answer {
     let token = Token {
         secret: random::uuid(),
         separated: call.args.get("privsep") != Some("0"),
-        expire: call.args.number("expire").unwrap_or(0) as i64,
+        expire: call.args.get("expire").and_then(|text| text.parse().ok()).unwrap_or(0),
         comment: call.args.get("comment").map(Into::into),
     };
     let info = json!({

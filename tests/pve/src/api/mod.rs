@@ -22,6 +22,9 @@ use crate::sim::{Call, raw_text};
 /// An endpoint's code.
 pub(crate) type Run = fn(Call) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 
+/// A check of its own, with the raw parameters.
+pub(crate) type Check = fn(&Access, &Identity, &Map<String, Value>) -> Result<(), Failure>;
+
 /// Who may call an endpoint; `{name}` stands for a raw parameter.
 #[derive(Clone, Copy)]
 pub(crate) enum Allow {
@@ -34,7 +37,7 @@ pub(crate) enum Allow {
     /// On the VM: VM.Monitor in release 8, one of these in release 9.
     Agent(&'static [&'static str]),
     /// Something of its own.
-    Special(fn(&Access, &Identity, &Map<String, Value>) -> Result<(), Failure>),
+    Special(Check),
 }
 
 impl Allow {

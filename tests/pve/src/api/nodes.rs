@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Allow, Endpoint, NODE, cluster, run};
 use crate::answer::{Answer, Failure};
+use crate::held;
 use crate::schema::Param;
 use crate::sim::Call;
 
@@ -62,7 +63,7 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
 
 async fn list(call: Call) -> Answer {
     let world = call.sim.world();
-    let fingerprint = call.sim.certificate.lock().expect("no holder panics").fingerprint.clone();
+    let fingerprint = held(&call.sim.certificate).fingerprint.clone();
     let rows = world.nodes.iter().map(|node| {
         json!({
             "id": format!("node/{node}"), "node": node, "type": "node", "status": "online", "level": "",
@@ -160,7 +161,7 @@ async fn time(call: Call) -> Answer {
 }
 
 async fn certificates(call: Call) -> Answer {
-    let certificate = call.sim.certificate.lock().expect("no holder panics").clone();
+    let certificate = held(&call.sim.certificate).clone();
     let name = "/CN=Proxmox Virtual Environment";
     Ok(json!([{
         "filename": "pve-ssl.pem", "fingerprint": certificate.fingerprint, "pem": certificate.pem,

@@ -216,9 +216,8 @@ async fn content(call: Call) -> Answer {
         for (_, image) in images.filter(|(_, image)| owner.is_none_or(|owner| owner == u64::from(image.vmid)))
         {
             let used = image.file.metadata().map_or(0, |meta| meta.len().min(image.bytes));
-            let parent = image.base.as_ref().map(|base| match storage.kind.has_files() {
-                true => format!("../{base}"),
-                false => format!("{base}@__base__"),
+            let parent = image.base.as_ref().map(|base| {
+                if storage.kind.has_files() { format!("../{base}") } else { format!("{base}@__base__") }
             });
             let mut row = json!({
                 "volid": image.volid(storage.kind), "content": "images", "format": image.format,
@@ -372,7 +371,7 @@ fn target(call: &Call) -> Result<(Storage, String), Failure> {
         "iso" => ends(&[".iso", ".img"], &lower),
         "vztmpl" => {
             ends(&[".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2"], &lower)
-                || world.release.major() >= 9 && lower.ends_with(".tar")
+                || world.release.major() >= 9 && ends(&[".tar"], &lower)
         }
         _ => ends(&[".ova", ".qcow2", ".raw", ".vmdk"], &name),
     };
@@ -426,7 +425,7 @@ async fn upload(call: Call) -> Answer {
         };
         let result = done.await;
         if result.is_err() {
-            let _ = tokio::fs::remove_file(&from).await;
+            drop(tokio::fs::remove_file(&from).await);
         }
         result
     })
@@ -516,7 +515,7 @@ async fn download_url(call: Call) -> Answer {
         };
         let fetched = fetched.await;
         if fetched.is_err() {
-            let _ = tokio::fs::remove_file(&temporary).await;
+            drop(tokio::fs::remove_file(&temporary).await);
         }
         fetched?;
         worker.log(format!("download of '{url}' to '{shown}' finished"));

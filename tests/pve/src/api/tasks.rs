@@ -95,7 +95,7 @@ async fn log(call: Call) -> Answer {
         return Ok(Reply::List(line, 1));
     };
     if call.args.flag("download") {
-        return Ok(Reply::Text(task.log.iter().map(|line| format!("{line}\n")).collect()));
+        return Ok(Reply::Text(task.log.join("\n") + "\n"));
     }
     if task.log.is_empty() {
         return Ok(Reply::List(json!([{ "n": 1, "t": "no content" }]), 1));

@@ -17,6 +17,7 @@ use crate::answer::{Answer, Failure, Reply};
 use crate::auth;
 use crate::console;
 use crate::fault::Action;
+use crate::held;
 use crate::sim::{Incoming, Sim, Upgrade, dispatch};
 
 /// Requests that one connection may carry.
@@ -73,19 +74,21 @@ pub(crate) async fn accept(sim: Arc<Sim>, stream: TcpStream) {
         Ok(Ok(1)) => return redirect(&sim, stream).await,
         _ => return,
     }
-    let config = Arc::clone(&sim.certificate.lock().expect("no holder panics").config);
-    if let Ok(Ok(stream)) = timeout(patience, TlsAcceptor::from(config).accept(stream)).await {
+    let config = Arc::clone(&held(&sim.certificate).config);
+    // A handshake is work, not waiting: a loaded machine gets its whole time.
+    let handshake = patience.max(Duration::from_secs(5));
+    if let Ok(Ok(stream)) = timeout(handshake, TlsAcceptor::from(config).accept(stream)).await {
         serve(sim, stream).await;
     }
 }
 
 /// Proxmox waits 5 s; scaled time must still leave a loaded machine time to write.
 fn patience(sim: &Sim) -> Duration {
-    sim.clock.span(5.0).max(Duration::from_millis(500))
+    sim.clock.span(5.0).max(Duration::from_secs(1))
 }
 
 async fn redirect(sim: &Sim, stream: TcpStream) {
-    let address = stream.local_addr().map(|address| address.port()).unwrap_or(8006);
+    let address = stream.local_addr().map_or(8006, |address| address.port());
     let mut wire = Wire { stream, buffer: Vec::new(), patience: patience(sim) };
     let head = loop {
         match read_head(&wire.buffer) {
@@ -96,20 +99,18 @@ async fn redirect(sim: &Sim, stream: TcpStream) {
     };
     let plain = head.method == "GET" || head.method == "HEAD";
     let (status, text) = if plain { (301, "Moved Permanently") } else { (308, "Permanent Redirect") };
-    let host =
-        head.header("host").map_or_else(|| format!("{}:{address}", sim.world().home), |host| host.to_owned());
+    let host = head.header("host").map_or_else(|| format!("{}:{address}", sim.world().home), str::to_owned);
     let mut response = Response::plain(status, text);
     response.location = Some(format!("https://{host}{}", head.path));
-    let _ = wire.stream.write_all(&response.into_bytes(false, false)).await;
-    let _ = wire.stream.shutdown().await;
+    drop(wire.stream.write_all(&response.into_bytes(false, false)).await);
+    drop(wire.stream.shutdown().await);
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(sim: Arc<Sim>, stream: S) {
     let mut wire = Wire { stream, buffer: Vec::new(), patience: patience(&sim) };
     for number in 1..=MAX_REQUESTS {
-        let head = match next_head(&mut wire).await {
-            Some(head) => head,
-            None => break,
+        let Some(head) = next_head(&mut wire).await else {
+            break;
         };
         let keep = head.wants_keep_alive() && number < MAX_REQUESTS;
         let gzip = head.header("accept-encoding").is_some_and(|offered| offered.contains("gzip"));
@@ -140,13 +141,13 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(sim: Arc<Sim>, stream: S) {
                 sim.record.end(record, 101, "Switching Protocols");
                 if wire.stream.write_all(head.as_bytes()).await.is_ok() {
                     let rest = std::mem::take(&mut wire.buffer);
-                    let _ = console::run(&mut wire.stream, rest, console).await;
+                    drop(console::run(&mut wire.stream, rest, console).await);
                 }
                 break;
             }
         }
     }
-    let _ = wire.stream.shutdown().await;
+    drop(wire.stream.shutdown().await);
 }
 
 async fn next_head<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Option<Head> {
@@ -259,8 +260,8 @@ async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
         return Err(early(506, &format!("upload 'Content-Type '{whole}' not implemented")));
     }
     if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
-        let _ = wire.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
-        let _ = wire.stream.flush().await;
+        drop(wire.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await);
+        drop(wire.stream.flush().await);
     }
     let body = wire.take(length as usize).await.ok_or(Next::Drop)?;
     let text = String::from_utf8_lossy(&body);

@@ -69,10 +69,10 @@ impl Response {
             headers.push_str("Content-Encoding: gzip\r\n");
         }
         if let Some(media) = this.content_type {
-            headers.push_str(&format!("Content-Type: {media}\r\n"));
+            headers.extend(["Content-Type: ", media, "\r\n"]);
         }
         if let Some(location) = this.location {
-            headers.push_str(&format!("Location: {location}\r\n"));
+            headers.extend(["Location: ", &location, "\r\n"]);
         }
         headers.push_str("\r\n");
         head.extend(headers.into_bytes());
@@ -105,7 +105,7 @@ fn http_date() -> String {
 
 /// Year, month from 0 and day of a count of days since 1970.
 fn civil(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));

@@ -60,8 +60,8 @@ pub(crate) async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
         return Next::Drop;
     }
     if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
-        let _ = wire.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
-        let _ = wire.stream.flush().await;
+        drop(wire.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await);
+        drop(wire.stream.flush().await);
     }
     let shown = format!("/var/tmp/pveupload-{}", random::hex(16));
     let real = real_path(sim, &shown);
@@ -70,11 +70,11 @@ pub(crate) async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
     match received {
         Ok(()) => {}
         Err(Broken::Gone) => {
-            let _ = tokio::fs::remove_file(&real).await;
+            drop(tokio::fs::remove_file(&real).await);
             return Next::Drop;
         }
         Err(Broken::Died(text)) => {
-            let _ = tokio::fs::remove_file(&real).await;
+            drop(tokio::fs::remove_file(&real).await);
             return Next::Answer(Response::plain_died(&text), false);
         }
     }
@@ -83,27 +83,19 @@ pub(crate) async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
     }
     given.insert("tmpfilename".into(), json!(shown));
     let faults = prepare(sim, &path, &given, actions).await;
-    let next = match faults.instead {
+    if let Some(next) = faults.instead {
+        drop(tokio::fs::remove_file(&real).await);
+        return next;
+    }
+    let (method, fault) = ("POST".into(), faults.task);
+    let incoming = Incoming { method, path, given, who, record, fault, upgrade: None };
+    let answer = dispatch(sim, incoming).await;
+    if answer.is_err() {
+        drop(tokio::fs::remove_file(&real).await);
+    }
+    let next = match faults.afterwards {
         Some(next) => next,
-        None => {
-            let incoming = Incoming {
-                method: "POST".into(),
-                path,
-                given,
-                who,
-                record,
-                fault: faults.task,
-                upgrade: None,
-            };
-            let answer = dispatch(sim, incoming).await;
-            if answer.is_err() {
-                let _ = tokio::fs::remove_file(&real).await;
-            }
-            match faults.afterwards {
-                Some(next) => next,
-                None => finish(sim, "json", answer).await,
-            }
-        }
+        None => finish(sim, "json", answer).await,
     };
     match next {
         // An upload always ends its connection.

@@ -163,7 +163,7 @@ fn check_text(param: &Param, major: u8, path: &str, text: &str) -> Result<(), St
             check_format(name, text, major).map_err(|error| format!("invalid format - {error}"))?;
         }
         Format::Keys(keys) => {
-            check_keys(keys, major, path, text).map_err(|error| format!("invalid format - {error}"))?
+            check_keys(keys, major, path, text).map_err(|error| format!("invalid format - {error}"))?;
         }
     }
     if let Some(pattern) = param.pattern
@@ -212,7 +212,7 @@ pub(crate) fn check_keys(keys: &[Param], major: u8, path: &str, text: &str) -> R
     let values = parse_property(keys, text)?;
     let mut errors = String::new();
     let mut add = |key: &str, error: &str| {
-        errors.push_str(&format!("{path}.{key}: {error}\n"));
+        errors.extend([path, ".", key, ": ", error, "\n"]);
     };
     for (key, value) in &values {
         match keys.iter().find(|known| known.since <= major && known.name == key) {

@@ -265,7 +265,7 @@ pub(crate) fn tidy_tags(text: &str) -> String {
 /// Bytes as Proxmox writes sizes: the largest unit that leaves no rest.
 pub(crate) fn size_text(mut bytes: u64) -> String {
     for unit in ["", "K", "M", "G"] {
-        if bytes == 0 || bytes % 1024 != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(1024) {
             return format!("{bytes}{unit}");
         }
         bytes /= 1024;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::clock::Clock;
+use crate::held;
 
 /// Held as long as the file would stay locked.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl Locks {
     }
 
     fn file(&self, vmid: u32) -> Arc<RwLock<()>> {
-        let mut files = self.files.lock().expect("no holder panics");
+        let mut files = held(&self.files);
         Arc::clone(files.entry(vmid).or_default())
     }
 

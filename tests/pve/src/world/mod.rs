@@ -215,7 +215,7 @@ impl World {
     }
 
     pub(crate) fn free_vmid(&self) -> u32 {
-        (100..).find(|vmid| !self.vms.contains_key(vmid)).unwrap_or(100)
+        (100..=999_999_999).find(|vmid| !self.vms.contains_key(vmid)).unwrap_or(100)
     }
 
     /// Everything that a test may want to compare: VMs, volumes, pools, rules; no times.

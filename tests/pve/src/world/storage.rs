@@ -253,7 +253,7 @@ pub(crate) fn free_leaf(
                 .into()
         })
         .collect();
-    let free = (0..).find(|number| !taken.contains(&format!("{vmid}-disk-{number}")));
+    let free = (0..10_000).find(|number| !taken.contains(&format!("{vmid}-disk-{number}")));
     let number = free.unwrap_or_default();
     leaf_for(storage.kind, vmid, &format!("{prefix}-{vmid}-disk-{number}"), format)
 }

@@ -39,7 +39,7 @@ impl Upid {
             node: (*node).to_owned(),
             pid: hex(pid, 8)? as u32,
             pstart: hex(pstart, 9)? as u32,
-            starttime: hex(starttime, 8)? as i64,
+            starttime: hex(starttime, 8)?.cast_signed(),
             kind: (*kind).to_owned(),
             id: (*id).to_owned(),
             user: (*user).to_owned(),
@@ -127,21 +127,18 @@ impl Task {
             "type": upid.kind,
             "id": upid.id,
         });
-        match &self.end {
-            Some((status, endtime)) => {
-                let who = upid.identity();
-                row["user"] = json!(who.user);
-                if let Some(token) = who.token {
-                    row["tokenid"] = json!(token);
-                }
-                row["status"] = json!(status);
-                row["endtime"] = json!(endtime);
+        if let Some((status, endtime)) = &self.end {
+            let who = upid.identity();
+            row["user"] = json!(who.user);
+            if let Some(token) = who.token {
+                row["tokenid"] = json!(token);
             }
-            None => {
-                row["user"] = json!(upid.user);
-                row["status"] = json!("RUNNING");
-                row["saved"] = json!("0");
-            }
+            row["status"] = json!(status);
+            row["endtime"] = json!(endtime);
+        } else {
+            row["user"] = json!(upid.user);
+            row["status"] = json!("RUNNING");
+            row["saved"] = json!("0");
         }
         row
     }

@@ -15,41 +15,41 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// The token of the default world.
-pub const TOKEN: &str = "root@pam!full=11111111-2222-4333-8444-555555555555";
+pub(crate) const TOKEN: &str = "root@pam!full=11111111-2222-4333-8444-555555555555";
 
 /// An answer.
 #[derive(Clone, Debug)]
-pub struct Response {
-    pub status: u16,
-    pub reason: String,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) reason: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
     /// The answer's `data`; the test ends if it was refused.
-    pub fn data(&self) -> Value {
+    pub(crate) fn data(&self) -> Value {
         assert_eq!(self.status, 200, "{}: {}", self.reason, String::from_utf8_lossy(&self.body));
         self.json()["data"].clone()
     }
 }
 
 /// One TLS connection.
-pub struct Connection {
-    pub stream: TlsStream<TcpStream>,
-    pub buffer: Vec<u8>,
+pub(crate) struct Connection {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) buffer: Vec<u8>,
 }
 
 impl Connection {
-    pub async fn open(address: SocketAddr, pem: &str) -> Self {
+    pub(crate) async fn open(address: SocketAddr, pem: &str) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
@@ -65,10 +65,10 @@ impl Connection {
         Self { stream, buffer: Vec::new() }
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         // The server may have closed already; the answer tells.
-        let _ = self.stream.write_all(bytes).await;
-        let _ = self.stream.flush().await;
+        drop(self.stream.write_all(bytes).await);
+        drop(self.stream.flush().await);
     }
 
     async fn more(&mut self) -> bool {
@@ -80,7 +80,7 @@ impl Connection {
     }
 
     /// The next answer; none when the connection ends without one.
-    pub async fn receive(&mut self) -> Option<Response> {
+    pub(crate) async fn receive(&mut self) -> Option<Response> {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
@@ -115,27 +115,27 @@ impl Connection {
     }
 
     /// Whether the server ends the connection within `limit`.
-    pub async fn ends_within(&mut self, limit: Duration) -> bool {
+    pub(crate) async fn ends_within(&mut self, limit: Duration) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
         matches!(tokio::time::timeout(limit, read).await, Ok(Ok(0) | Err(_)))
     }
 }
 
 /// A client of one simulator.
-pub struct Client {
-    pub address: SocketAddr,
-    pub pem: String,
-    pub auth: Vec<(String, String)>,
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    pub(crate) pem: String,
+    pub(crate) auth: Vec<(String, String)>,
 }
 
 impl Client {
-    pub fn new(simulator: &Simulator) -> Self {
+    pub(crate) fn new(simulator: &Simulator) -> Self {
         let auth = vec![("Authorization".to_owned(), format!("PVEAPIToken={TOKEN}"))];
         Self { address: simulator.address(), pem: simulator.certificate(), auth }
     }
 
     /// One request on a connection of its own.
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         method: &str,
         target: &str,
@@ -147,7 +147,7 @@ impl Client {
         connection.receive().await
     }
 
-    pub fn bytes(
+    pub(crate) fn bytes(
         &self,
         method: &str,
         target: &str,
@@ -156,13 +156,13 @@ impl Client {
     ) -> Vec<u8> {
         let mut head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
         for (key, value) in self.auth.iter().chain(headers) {
-            head.push_str(&format!("{key}: {value}\r\n"));
+            head.extend([key, ": ", value, "\r\n"]);
         }
         if let Some((media, body)) = body {
             if !media.is_empty() {
-                head.push_str(&format!("Content-Type: {media}\r\n"));
+                head.extend(["Content-Type: ", media, "\r\n"]);
             }
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            head.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
         }
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();
@@ -171,13 +171,13 @@ impl Client {
     }
 
     /// A call with JSON parameters; a path below `/api2/json`.
-    pub async fn call(&self, method: &str, path: &str, params: Value) -> Response {
+    pub(crate) async fn call(&self, method: &str, path: &str, params: Value) -> Response {
         let mut target = format!("/api2/json{path}");
         let with_body = ["POST", "PUT"].contains(&method);
         if !with_body && let Value::Object(params) = &params {
             let query = form(params);
             if !query.is_empty() {
-                target.push_str(&format!("?{query}"));
+                target.extend(["?", &query]);
             }
         }
         let text = params.to_string();
@@ -186,7 +186,7 @@ impl Client {
     }
 
     /// Waits for the end of a task on node `node`; its exit status.
-    pub async fn finish(&self, node: &str, upid: &Value) -> String {
+    pub(crate) async fn finish(&self, node: &str, upid: &Value) -> String {
         let upid = escape(upid.as_str().expect("a UPID"));
         for _ in 0..3000 {
             let status =
@@ -200,7 +200,7 @@ impl Client {
     }
 
     /// A call whose task must end well.
-    pub async fn done(&self, method: &str, path: &str, params: Value) {
+    pub(crate) async fn done(&self, method: &str, path: &str, params: Value) {
         let answer = self.call(method, path, params).await.data();
         if answer.is_string() {
             let node = path.split('/').nth(2).expect("a node");
@@ -210,7 +210,7 @@ impl Client {
 }
 
 /// Percent-encodes everything but letters, digits and a few marks.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     text.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
@@ -218,7 +218,7 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Parameters as a form.
-pub fn form(params: &Map<String, Value>) -> String {
+pub(crate) fn form(params: &Map<String, Value>) -> String {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Bool(flag) => u8::from(*flag).to_string(),

@@ -22,13 +22,14 @@ static VARIABLE: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"[\d.]+[KMG]=[\d.]+s", "RATE"),
         (r"(127\.0\.0\.1|10\.98\.0\.1):\d+", "SOURCE"),
         (r"\$5\$[^\n]*", "CRYPTED"),
+        (r"file size is: \d+", "file size"),
         (r"character offset \d+", "character offset N"),
     ]
     .map(|(pattern, with)| (Regex::new(pattern).unwrap(), with))
     .into()
 });
 
-pub fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     VARIABLE
         .iter()
         .fold(text.trim_end().to_owned(), |text, (regex, with)| regex.replace_all(&text, *with).into_owned())
@@ -43,7 +44,7 @@ fn is_exact_path(path: &str) -> bool {
 }
 
 /// Differences between a recorded answer and ours.
-pub fn differences(recorded: &Value, ours: Option<&Response>, path: &str) -> Vec<String> {
+pub(crate) fn differences(recorded: &Value, ours: Option<&Response>, path: &str) -> Vec<String> {
     let status = recorded["status"].as_u64().unwrap_or(0) as u16;
     let Some(ours) = ours else {
         return if status == 0 { Vec::new() } else { vec![format!("no answer instead of {status}")] };
@@ -199,7 +200,7 @@ fn lines(at: &str, recorded: &[&Value], ours: &[Value], found: &mut Vec<String>)
 }
 
 /// Leaves of our answer only the keys that the recording kept of it.
-pub fn abridge(recorded: &Value, ours: Option<&mut Response>) {
+pub(crate) fn abridge(recorded: &Value, ours: Option<&mut Response>) {
     let Some(ours) = ours else {
         return;
     };

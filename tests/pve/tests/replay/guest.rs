@@ -8,15 +8,15 @@ use pve_sim::fake::{Guest, Output, Plain, Pretended};
 
 /// What a test can switch while the guest runs.
 #[derive(Debug, Default)]
-pub struct Switches {
+pub(crate) struct Switches {
     /// The agent answers.
-    pub agent: AtomicBool,
+    pub(crate) agent: AtomicBool,
     /// The guest heeds a shutdown.
-    pub heeds: AtomicBool,
+    pub(crate) heeds: AtomicBool,
 }
 
 #[derive(Debug)]
-pub struct Tiny(pub Arc<Switches>);
+pub(crate) struct Tiny(pub(crate) Arc<Switches>);
 
 fn out(text: &[u8]) -> Output {
     Output { code: Some(0), out: text.to_vec(), ..Output::default() }
@@ -59,7 +59,7 @@ impl Guest for Tiny {
             }
             printed if printed.contains("\\303\\251") => out("é€\n".as_bytes()),
             printed if printed.contains("\\377") => slow(out(b"\xff\xfe\0A\n")),
-            loops if loops.starts_with("i=0") => slow(out(&[b'0'; 101_000])),
+            loops if loops.starts_with("i=0") => slow(out(&vec![b'0'; 101_000])),
             megabytes if megabytes.starts_with("dd ") => {
                 let count: usize =
                     megabytes.split("count=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();

@@ -3,7 +3,11 @@
 //! Reads `$FORGE_SHARED/pve-api/transcripts` (else `../shared` beside the checkout or its parent);
 //! without that folder there is nothing to replay.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![expect(clippy::print_stdout, reason = "what is not replayed is told")]
+
 #[path = "../common/mod.rs"]
+#[expect(dead_code, reason = "other tests use more of it")]
 mod common;
 mod compare;
 mod guest;
@@ -373,7 +377,7 @@ impl Replay {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// A web server with a file, a redirection, and a file that comes slowly.
@@ -425,9 +429,6 @@ async fn replay(name: &str) {
             replay.prepare(file, seq, &exchange).await;
             continue;
         }
-        if std::env::var_os("REPLAY_VERBOSE").is_some() {
-            println!("{name} {seq}");
-        }
         let differences = replay.exchange(file, &exchange).await;
         if differences.is_empty() {
             same += 1;
@@ -462,5 +463,20 @@ replays! {
     locks: "09-locks",
     console: "10-console",
     connection: "12-connection",
+    containers: "11-lxc",
     replace_in_place: "13-replace-in-place",
+}
+
+#[test]
+fn every_transcript_has_its_test() {
+    let Some(folder) = folder() else {
+        return;
+    };
+    let source = include_str!("main.rs");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if let Some(name) = name.strip_suffix(".jsonl") {
+            assert!(source.contains(&format!("\"{name}\"")), "{name} is not replayed");
+        }
+    }
 }

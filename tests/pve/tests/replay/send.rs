@@ -8,19 +8,19 @@ use crate::common::{Client, Connection, Response, escape, form};
 
 /// What stands in recorded requests for what is ours.
 #[derive(Default)]
-pub struct Known {
+pub(crate) struct Known {
     /// UPIDs, digests and checksums.
-    pub texts: BTreeMap<String, String>,
+    pub(crate) texts: BTreeMap<String, String>,
     /// Console tickets by our port, and our port by the recorded one.
-    pub tickets: BTreeMap<String, String>,
-    pub ports: BTreeMap<String, String>,
+    pub(crate) tickets: BTreeMap<String, String>,
+    pub(crate) ports: BTreeMap<String, String>,
     /// Our guest's process numbers by the recorded ones.
-    pub pids: BTreeMap<u64, u64>,
+    pub(crate) pids: BTreeMap<u64, u64>,
 }
 
 impl Known {
     /// Replaces what is known in any text, percent-encoded or not.
-    pub fn translate(&self, text: &str) -> String {
+    pub(crate) fn translate(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for (recorded, ours) in &self.texts {
             text = text.replace(recorded, ours).replace(&escape(recorded), &escape(ours));
@@ -49,7 +49,7 @@ fn expand(text: &str) -> String {
     }
 }
 
-pub async fn send(client: &Client, request: &Value, known: &Known) -> Option<Response> {
+pub(crate) async fn send(client: &Client, request: &Value, known: &Known) -> Option<Response> {
     let method = request["method"].as_str().unwrap_or("GET");
     let mut target = known.translate(request["path"].as_str().unwrap());
     if let Some(query) = request["query"].as_object().filter(|query| !query.is_empty()) {
@@ -58,7 +58,7 @@ pub async fn send(client: &Client, request: &Value, known: &Known) -> Option<Res
         if let Some(pid) = pid.and_then(|pid| known.pids.get(&pid)) {
             query["pid"] = json!(pid);
         }
-        target.push_str(&format!("?{}", form(query.as_object().unwrap())));
+        target.extend(["?", &form(query.as_object().unwrap())]);
     }
     let headers: Vec<(String, String)> = request["headers"]
         .as_object()
@@ -69,9 +69,8 @@ pub async fn send(client: &Client, request: &Value, known: &Known) -> Option<Res
     let mut media = request["content_type"].as_str().unwrap_or_default().to_owned();
     let body = match &request["body"] {
         Value::Null if media == "application/json" && ["POST", "PUT"].contains(&method) => Some(Vec::new()),
-        Value::Null => None,
-        // Described, not recorded: a chunked body, of which the head is enough.
-        Value::String(_) => None,
+        // A text describes what was sent: a chunked body, of which the head is enough.
+        Value::Null | Value::String(_) => None,
         Value::Object(body) if body.contains_key("multipart") => {
             Some(multipart(body["multipart"].as_array().unwrap(), known, request, &mut media))
         }
@@ -99,9 +98,9 @@ pub async fn send(client: &Client, request: &Value, known: &Known) -> Option<Res
     connection.receive().await
 }
 
-/// The bytes that stand for a recorded file.
-pub fn file(bytes: u64) -> Vec<u8> {
-    (0..bytes).map(|at| (at % 251) as u8).collect()
+/// The bytes that stand for a recorded file, of which 1 MiB is enough.
+pub(crate) fn file(bytes: u64) -> Vec<u8> {
+    (0..bytes.min(1 << 20)).map(|at| (at % 251) as u8).collect()
 }
 
 fn multipart(parts: &[Value], known: &Known, request: &Value, media: &mut String) -> Vec<u8> {
@@ -130,7 +129,7 @@ fn multipart(parts: &[Value], known: &Known, request: &Value, media: &mut String
 }
 
 /// A recorded request for [`send`], its note beside it.
-pub fn with_note(exchange: &Value) -> Value {
+pub(crate) fn with_note(exchange: &Value) -> Value {
     let mut request = exchange["request"].clone();
     request["note"] = json!(exchange["note"]);
     request

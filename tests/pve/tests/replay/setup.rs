@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::Replay;
 
-fn tiny(vmid: u32, name: &str, more: Value) -> Value {
+fn tiny(vmid: u32, name: &str, more: &Value) -> Value {
     let mut params = json!({
         "vmid": vmid, "name": name, "kvm": 0, "ostype": "l26", "cores": 1, "memory": 512,
         "scsihw": "virtio-scsi-pci", "net0": "virtio,bridge=vmbr0", "serial0": "socket",
@@ -59,8 +59,12 @@ impl Replay {
     }
 
     /// Brings the world into the state that exchange `seq` of `file` was recorded in.
-    pub async fn prepare(&mut self, file: &str, seq: u64, exchange: &Value) {
+    pub(crate) async fn prepare(&mut self, file: &str, seq: u64, exchange: &Value) {
         match (file, seq) {
+            ("05", _) => self.prepare_guest(seq).await,
+            ("06", _) => self.prepare_config(seq).await,
+            ("07", _) => self.prepare_template(seq).await,
+            ("09", _) => self.prepare_locks(seq).await,
             ("00", 10) => {
                 let path = "/access/users/builder@pve/token/ci";
                 let made = self.root.call("POST", path, json!({ "comment": "build token" })).await.data();
@@ -69,7 +73,7 @@ impl Replay {
             ("02", 1) => {
                 self.root.done("PUT", "/pools/build", json!({ "comment": "test pool" })).await;
                 let no_disk = json!({ "ide2": null, "boot": null, "net0": null, "agent": 1 });
-                self.make(tiny(110, "tiny", no_disk)).await;
+                self.make(tiny(110, "tiny", &no_disk)).await;
                 let inv = json!({
                     "vmid": 700, "name": "inv", "kvm": 0, "memory": 64, "tags": "b;a", "pool": "build",
                     "virtio0": "local:1,format=qcow2",
@@ -77,107 +81,11 @@ impl Replay {
                 self.make(inv).await;
                 self.told(700).await;
             }
-            ("05", 1) => {
-                self.make(tiny(110, "tiny", json!({ "agent": 1, "reboot": 0 }))).await;
-                self.make(tiny(111, "tiny2", json!({}))).await;
-            }
-            ("05", 2) => self.change(111, json!({ "agent": 0 })).await,
-            ("05", 3) => {
-                self.change(111, json!({ "delete": "agent" })).await;
-                self.power(111, "start").await;
-            }
-            ("05", 36) => self.agent(false),
-            ("05", 38) => self.agent(true),
-            ("05", 91) => {
-                self.power(111, "stop").await;
-                self.power(111, "start").await;
-            }
-            ("05", 159) => self.power(110, "start").await,
-            ("05", 165) => {
-                self.agent(false);
-                self.heeds(false);
-                self.power(110, "start").await;
-            }
-            ("05", 171) => {
-                self.agent(true);
-                self.heeds(true);
-            }
-            ("05", 176) => {
-                self.agent(true);
-                self.power(110, "start").await;
-            }
-            ("05", 184) => {
-                self.heeds(false);
-                self.change(110, json!({ "delete": "agent" })).await;
-                self.power(110, "start").await;
-            }
-            ("06", 1) => {
-                self.make(tiny(110, "tiny", json!({ "ide2": null, "boot": null }))).await;
-                let conf = json!({
-                    "agent": 1, "memory": 256, "virtio0": "local:1,format=qcow2", "boot": "order=ide2;virtio0",
-                    "ostype": null,
-                });
-                self.make(tiny(500, "conf", conf)).await;
-            }
-            ("06", 90) => self.power(500, "start").await,
-            ("06", 114) => self.power(500, "stop").await,
-            ("06", 117) => self.change(500, json!({ "net0": "virtio,bridge=vmbr0", "agent": 1 })).await,
-            ("06", 178) => {
-                let params = |vmid| json!({ "vmid": vmid, "kvm": 0, "memory": 64 });
-                self.make(params(882)).await;
-                let mut with_disk = params(881);
-                with_disk["scsi0"] = json!("local:1,format=raw");
-                self.make(with_disk).await;
-            }
-            ("07", 1) => {
-                let source = json!({
-                    "memory": 256, "agent": 1, "description": "the source", "tags": "forge", "serial0": null,
-                    "ostype": null, "scsi1": "local:1,format=raw", "virtio0": "local:1,format=qcow2",
-                    "boot": "order=ide2;virtio0",
-                });
-                self.make(tiny(400, "src-400", source)).await;
-                let second = json!({
-                    "memory": 256, "agent": 1, "serial0": null, "ostype": null, "ide2": null, "boot": null,
-                    "virtio0": "local:1,format=qcow2",
-                });
-                self.make(tiny(401, "src-401", second)).await;
-                self.power(400, "start").await;
-            }
-            ("07", 3) => self.power(400, "stop").await,
-            ("07", 96) => self.change(410, json!({ "protection": 0 })).await,
-            ("07", 105) => {
-                for vmid in [411, 412, 413, 414, 415] {
-                    self.change(vmid, json!({ "protection": 0 })).await;
-                    self.destroy(vmid).await;
-                }
-            }
             ("08", 1) => {
                 self.earlier_tasks().await;
                 self.make(json!({ "vmid": 600, "name": "t", "kvm": 0, "memory": 128, "virtio0": "local:1,format=raw" })).await;
             }
-            ("09", 1) => {
-                self.make(tiny(110, "tiny", json!({ "ide2": null, "boot": null }))).await;
-                self.told(110).await;
-                self.make(json!({ "vmid": 800, "name": "l", "kvm": 0, "memory": 128, "virtio0": "local:1,format=raw" })).await;
-            }
-            ("09", 27 | 29 | 31 | 33) => {
-                let ticket = self.ticket().await;
-                let params = json!({ "delete": "lock", "skiplock": 1 });
-                ticket.done("PUT", "/nodes/pve1/qemu/800/config", params).await;
-            }
-            ("09", 35) => {
-                let ticket = self.ticket().await;
-                let params = json!({ "delete": "lock", "skiplock": 1 });
-                ticket.done("PUT", "/nodes/pve1/qemu/800/config", params).await;
-                self.lock = Some(self.simulator.hold_lock(800).await);
-            }
-            ("09", 49) => {
-                self.lock = None;
-                self.heeds(false);
-                self.change(800, json!({ "delete": "cores" })).await;
-                self.power(800, "start").await;
-            }
-            ("10", 1) => self.make(tiny(850, "console", json!({ "ide2": null, "boot": null }))).await,
+            ("10", 1) => self.make(tiny(850, "console", &json!({ "ide2": null, "boot": null }))).await,
             ("10", 4) => self.power(850, "start").await,
             // The recorded console had been waiting for almost its 10 s.
             ("10", 45) => {
@@ -203,6 +111,126 @@ impl Replay {
             }
             ("04", 1) => self.root.done("PUT", "/pools/build", json!({ "comment": "test pool" })).await,
             ("04", _) => self.free_vmid(exchange).await,
+            _ => {}
+        }
+    }
+
+    async fn prepare_guest(&self, seq: u64) {
+        match seq {
+            1 => {
+                self.make(tiny(110, "tiny", &json!({ "agent": 1, "reboot": 0 }))).await;
+                self.make(tiny(111, "tiny2", &json!({}))).await;
+            }
+            2 => self.change(111, json!({ "agent": 0 })).await,
+            3 => {
+                self.change(111, json!({ "delete": "agent" })).await;
+                self.power(111, "start").await;
+            }
+            36 => self.agent(false),
+            38 => self.agent(true),
+            91 => {
+                self.power(111, "stop").await;
+                self.power(111, "start").await;
+            }
+            159 => self.power(110, "start").await,
+            165 => {
+                self.agent(false);
+                self.heeds(false);
+                self.power(110, "start").await;
+            }
+            171 => {
+                self.agent(true);
+                self.heeds(true);
+            }
+            176 => {
+                self.agent(true);
+                self.power(110, "start").await;
+            }
+            184 => {
+                self.heeds(false);
+                self.change(110, json!({ "delete": "agent" })).await;
+                self.power(110, "start").await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn prepare_config(&self, seq: u64) {
+        match seq {
+            1 => {
+                self.make(tiny(110, "tiny", &json!({ "ide2": null, "boot": null }))).await;
+                let conf = json!({
+                    "agent": 1, "memory": 256, "virtio0": "local:1,format=qcow2", "boot": "order=ide2;virtio0",
+                    "ostype": null,
+                });
+                self.make(tiny(500, "conf", &conf)).await;
+            }
+            90 => self.power(500, "start").await,
+            114 => self.power(500, "stop").await,
+            117 => self.change(500, json!({ "net0": "virtio,bridge=vmbr0", "agent": 1 })).await,
+            178 => {
+                let params = |vmid| json!({ "vmid": vmid, "kvm": 0, "memory": 64 });
+                self.make(params(882)).await;
+                let mut with_disk = params(881);
+                with_disk["scsi0"] = json!("local:1,format=raw");
+                self.make(with_disk).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn prepare_template(&self, seq: u64) {
+        match seq {
+            1 => {
+                let source = json!({
+                    "memory": 256, "agent": 1, "description": "the source", "tags": "forge", "serial0": null,
+                    "ostype": null, "scsi1": "local:1,format=raw", "virtio0": "local:1,format=qcow2",
+                    "boot": "order=ide2;virtio0",
+                });
+                self.make(tiny(400, "src-400", &source)).await;
+                let second = json!({
+                    "memory": 256, "agent": 1, "serial0": null, "ostype": null, "ide2": null, "boot": null,
+                    "virtio0": "local:1,format=qcow2",
+                });
+                self.make(tiny(401, "src-401", &second)).await;
+                self.power(400, "start").await;
+            }
+            3 => self.power(400, "stop").await,
+            96 => self.change(410, json!({ "protection": 0 })).await,
+            105 => {
+                for vmid in [411, 412, 413, 414, 415] {
+                    self.change(vmid, json!({ "protection": 0 })).await;
+                    self.destroy(vmid).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn prepare_locks(&mut self, seq: u64) {
+        match seq {
+            1 => {
+                self.make(tiny(110, "tiny", &json!({ "ide2": null, "boot": null }))).await;
+                self.told(110).await;
+                self.make(json!({ "vmid": 800, "name": "l", "kvm": 0, "memory": 128, "virtio0": "local:1,format=raw" })).await;
+            }
+            27 | 29 | 31 | 33 => {
+                let ticket = self.ticket().await;
+                let params = json!({ "delete": "lock", "skiplock": 1 });
+                ticket.done("PUT", "/nodes/pve1/qemu/800/config", params).await;
+            }
+            35 => {
+                let ticket = self.ticket().await;
+                let params = json!({ "delete": "lock", "skiplock": 1 });
+                ticket.done("PUT", "/nodes/pve1/qemu/800/config", params).await;
+                self.lock = Some(self.simulator.hold_lock(800).await);
+            }
+            49 => {
+                self.lock = None;
+                self.heeds(false);
+                self.change(800, json!({ "delete": "cores" })).await;
+                self.power(800, "start").await;
+            }
             _ => {}
         }
     }
@@ -268,7 +296,7 @@ impl Replay {
 }
 
 /// The rights that the limited token lacks or has beside its usual ones, out of the note.
-pub fn changed_rights(note: &str) -> (Vec<String>, Vec<String>) {
+pub(crate) fn changed_rights(note: &str) -> (Vec<String>, Vec<String>) {
     let all = [
         "VM.Allocate",
         "VM.Audit",

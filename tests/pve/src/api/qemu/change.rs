@@ -7,7 +7,6 @@ use serde_json::json;
 use super::create::{options, with_mac};
 use super::drives::{owns, ready};
 use super::rights::Rights;
-use crate::access::Identity;
 use crate::answer::{Answer, Failure, nothing};
 use crate::api::{Allow, Endpoint, NODE_VM, run};
 use crate::disk::Disks;
@@ -58,7 +57,6 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
 struct Plan {
     vmid: u32,
     node: String,
-    who: Identity,
     set: BTreeMap<String, String>,
     delete: Vec<String>,
     revert: Vec<String>,
@@ -143,16 +141,7 @@ fn plan(call: &Call) -> Result<Plan, Failure> {
     let vmid = args.vmid();
     let shown = shown(args, &set, &delete);
     check_rights(call, vmid, &set, &delete)?;
-    Ok(Plan {
-        vmid,
-        node: call.node.clone(),
-        who: call.who.clone(),
-        set,
-        delete,
-        revert,
-        force: args.flag("force"),
-        shown,
-    })
+    Ok(Plan { vmid, node: call.node.clone(), set, delete, revert, force: args.flag("force"), shown })
 }
 
 /// An SSH key must look like one; an empty value changes nothing.

@@ -8,6 +8,7 @@ use super::power::machine;
 use crate::answer::{Answer, Failure, Reply, nothing};
 use crate::api::{Allow, Endpoint, NODE_VM, run};
 use crate::console::{Bridge, Console, Waiting};
+use crate::held;
 use crate::random;
 use crate::schema::Param;
 use crate::sim::Call;
@@ -123,7 +124,7 @@ async fn vnc_proxy(call: Call) -> Answer {
             over: false,
         },
     )?;
-    let cert = call.sim.certificate.lock().expect("no holder panics").pem.clone();
+    let cert = held(&call.sim.certificate).pem.clone();
     Ok(json!({
         "user": call.who.full(), "ticket": ticket, "password": password, "port": port.to_string(),
         "upid": upid, "cert": cert,
@@ -180,7 +181,7 @@ fn proxy(call: &Call, kind: &str, mut waiting: Waiting) -> Result<(u16, String),
             return Err("connection timed out".into());
         };
         // The sender's drop is the end of the bridge.
-        let _ = gone.await;
+        drop(gone.await);
         worker.sim.consoles.close(port);
         Ok(())
     });
@@ -190,7 +191,7 @@ fn proxy(call: &Call, kind: &str, mut waiting: Waiting) -> Result<(u16, String),
 async fn websocket(call: Call) -> Answer {
     let port = call.args.number("port").map_or(0, |port| port as u16);
     let wrong = || Failure { delay: 3.0, ..Failure::new(401, "permission denied - invalid PVEVNC ticket\n") };
-    let mut ports = call.sim.consoles.ports.lock().expect("no holder panics");
+    let mut ports = held(&call.sim.consoles.ports);
     let known = ports.get_mut(&port).filter(|waiting| {
         waiting.ticket == call.args.text("vncticket")
             && waiting.who == call.who.full()

@@ -97,7 +97,7 @@ async fn resize(call: Call) -> Answer {
 
 async fn move_disk(call: Call) -> Answer {
     let disk = call.args.text("disk");
-    if !is_drive(disk) && !vm::option(disk).is_some_and(|option| option.name == "unused") {
+    if !is_drive(disk) && vm::option(disk).is_none_or(|option| option.name != "unused") {
         return Err(Failure::parameter(
             "disk",
             format!("value '{disk}' does not have a value in the enumeration"),
@@ -106,8 +106,8 @@ async fn move_disk(call: Call) -> Answer {
     match (call.args.get("storage"), call.args.number("target-vmid")) {
         (Some(_), Some(_)) => Err("either set 'storage' or 'target-vmid', but not both".into()),
         (None, None) => Err(Failure::parameter("storage", "property is missing and it is not optional")),
-        (Some(_), None) => to_storage(call).await,
-        (None, Some(target)) => to_vm(call, target as u32).await,
+        (Some(_), None) => to_storage(&call),
+        (None, Some(target)) => to_vm(&call, target as u32),
     }
 }
 
@@ -118,7 +118,7 @@ fn drive_of(call: &Call, vmid: u32, key: &str) -> Result<Drive, Failure> {
     Drive::parse(key, value).ok_or_else(|| Failure::died(format!("unable to parse drive '{key}'")))
 }
 
-async fn to_storage(call: Call) -> Answer {
+fn to_storage(call: &Call) -> Answer {
     let args = &call.args;
     let vmid = args.vmid();
     let (key, storage) = (args.text("disk").to_owned(), args.text("storage").to_owned());
@@ -132,7 +132,7 @@ async fn to_storage(call: Call) -> Answer {
             return Err(CHANGED.into());
         }
     }
-    let drive = drive_of(&call, vmid, &key)?;
+    let drive = drive_of(call, vmid, &key)?;
     if drive.is_cdrom() {
         return Err("you can't move a cdrom".into());
     }
@@ -175,7 +175,7 @@ async fn to_storage(call: Call) -> Answer {
     })
 }
 
-async fn to_vm(call: Call, target: u32) -> Answer {
+fn to_vm(call: &Call, target: u32) -> Answer {
     let args = &call.args;
     let vmid = args.vmid();
     let key = args.text("disk").to_owned();
@@ -203,7 +203,7 @@ async fn to_vm(call: Call, target: u32) -> Answer {
             return Err(format!("Target disk key '{target_key}' is already in use for VM '{target}'").into());
         }
     }
-    let drive = drive_of(&call, vmid, &key)?;
+    let drive = drive_of(call, vmid, &key)?;
     if !call
         .sim
         .world()

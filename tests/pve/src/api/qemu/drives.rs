@@ -50,23 +50,22 @@ pub(crate) async fn ready(
         return existing(disks, drive);
     };
     let format = drive.options.remove("format");
-    let made = match drive.options.remove("import-from") {
-        Some(source) => import(disks, &source, storage, vmid, format.as_deref()).await?,
-        None => {
-            let bytes = match key {
-                "efidisk0" if drive.options.get("efitype").is_some_and(|kind| kind == "4m") => EFI_4M,
-                "efidisk0" => EFI_2M,
-                "tpmstate0" => TPM,
-                _ => (gib * f64::from(1_u32 << 30)) as u64,
-            };
-            let made = disks.allocate(storage, vmid, bytes, format.as_deref()).await?;
-            if key == "efidisk0" {
-                let all = format!("{:.1} KiB", bytes as f64 / 1024.0);
-                disks.log(&format!("transferred 0.0 B of {all} (0.00%)"));
-                (0..2).for_each(|_| disks.log(&format!("transferred {all} of {all} (100.00%)")));
-            }
-            made
+    let made = if let Some(source) = drive.options.remove("import-from") {
+        import(disks, &source, storage, vmid, format.as_deref()).await?
+    } else {
+        let bytes = match key {
+            "efidisk0" if drive.options.get("efitype").is_some_and(|kind| kind == "4m") => EFI_4M,
+            "efidisk0" => EFI_2M,
+            "tpmstate0" => TPM,
+            _ => (gib * f64::from(1_u32 << 30)) as u64,
+        };
+        let made = disks.allocate(storage, vmid, bytes, format.as_deref()).await?;
+        if key == "efidisk0" {
+            let all = format!("{:.1} KiB", bytes as f64 / 1024.0);
+            disks.log(&format!("transferred 0.0 B of {all} (0.00%)"));
+            (0..2).for_each(|_| disks.log(&format!("transferred {all} of {all} (100.00%)")));
         }
+        made
     };
     drive.options.insert("size".into(), size_text(made.bytes));
     // A template's new disk becomes a base at once.

@@ -214,7 +214,7 @@ async fn watch(sim: Arc<Sim>, node: String, vmid: u32, machine: Arc<dyn Machine>
     };
     let over = sim.world().vms.get(&vmid).is_some_and(|vm| vm.running().is_none());
     if over {
-        let _ = settle(Disks { sim: &sim, node: &node, task: None }, vmid).await;
+        drop(settle(Disks { sim: &sim, node: &node, task: None }, vmid).await);
     }
     drop(guard);
 }
@@ -309,11 +309,11 @@ impl Down {
     /// The agent if there is one that answers, else the power button.
     async fn ask(self, worker: &Worker, machine: &Arc<dyn Machine>, node: &str, vmid: u32) {
         let sim = &worker.sim;
-        let (agent, hangs, word) = {
+        let (agent, hangs, socket) = {
             let world = sim.world();
             let vm = world.vm(node, vmid).ok();
-            let word = if world.release.major() < 9 { "qmp" } else { "qga" };
-            (vm.is_some_and(|vm| vm.config.agent_enabled()), vm.is_some_and(|vm| vm.agent_hangs), word)
+            let socket = if world.release.major() < 9 { "qmp" } else { "qga" };
+            (vm.is_some_and(|vm| vm.config.agent_enabled()), vm.is_some_and(|vm| vm.agent_hangs), socket)
         };
         if agent {
             let ping = async {
@@ -325,11 +325,11 @@ impl Down {
             };
             if ping.await {
                 // The socket may close before the answer: that is a shutdown too.
-                let _ = machine.agent("guest-shutdown", json!({}), sim.clock.span(self.seconds)).await;
+                drop(machine.agent("guest-shutdown", json!({}), sim.clock.span(self.seconds)).await);
                 return;
             }
             worker.log(format!(
-                "QEMU Guest Agent is not running - VM {vmid} {word} command 'guest-ping' failed - got timeout"
+                "QEMU Guest Agent is not running - VM {vmid} {socket} command 'guest-ping' failed - got timeout"
             ));
         }
         if let Err(error) = machine.powerdown().await {

@@ -247,7 +247,7 @@ impl Rights<'_> {
         };
         let mut path = format!("/sdn/zones/localnetwork/{bridge}");
         if let Some(tag) = keys.get("tag") {
-            path.push_str(&format!("/{tag}"));
+            path = format!("{path}/{tag}");
         }
         self.world.access.check(self.who, &path, &["SDN.Use"])
     }

@@ -67,7 +67,9 @@ async fn take(call: Call) -> Answer {
             let keys = config.keys.clone();
             config.snapshots.insert(name, keys);
         }
-        lines.into_iter().for_each(|line| worker.log(line));
+        for line in lines {
+            worker.log(line);
+        }
         drop(guard);
         Ok(())
     })
