@@ -30,6 +30,9 @@ pub const USER: &str = "FORGE_PVE_USER";
 /// The user's password.
 pub const PASSWORD: &str = "FORGE_PVE_PASSWORD";
 
+/// How many times faster the server's clock runs than a real one's: a simulated server's may.
+const FASTER: &str = "FORGE_PVE_FASTER";
+
 /// A storage for disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskStorage {
@@ -104,7 +107,11 @@ pub async fn settings(
     environment: &BTreeMap<String, String>,
 ) -> Result<Settings, Failure> {
     let credentials = credentials(profile, root, environment).await?;
-    settings_with(profile, root, credentials)
+    let mut settings = settings_with(profile, root, credentials)?;
+    if let Some(times) = environment.get(FASTER).and_then(|text| text.parse().ok()).filter(|it| *it > 0) {
+        settings.pace = settings.pace.faster(times);
+    }
+    Ok(settings)
 }
 
 /// Returns the settings with these credentials.
