@@ -3,7 +3,7 @@
 use anyhow::anyhow;
 
 use super::Cluster;
-use super::again::{HELD, settle, when_free};
+use super::again::settle;
 use super::hardware::{self, CLOUD_INIT, differences, overrides, template_params};
 use super::marks::{Marks, State};
 use super::site::{failed, server_now};
@@ -131,7 +131,8 @@ impl Cluster<'_> {
             let upid = vm.convert().await?;
             self.client.wait(&upid, limit, None).await.map(drop)
         };
-        when_free(&self.client, HELD, &|| Box::pin(convert())).await.map_err(failed)
+        let look = async || Ok(if vm.config().await?.is_template() { Seen::Done(()) } else { Seen::NotDone });
+        settle(&self.client, &|| Box::pin(convert()), &|| Box::pin(look())).await.map_err(failed)
     }
 
     /// Reads a template back and compares it field by field with what was meant.

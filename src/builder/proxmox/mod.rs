@@ -31,11 +31,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::again::when_free;
+use self::again::settle;
 use self::console::{Recorder, end_of, press_enter};
 use self::finish::Draft;
 use self::hardware::Installing;
@@ -60,7 +59,7 @@ use crate::event::{Event, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::pve::property::smbios;
-use crate::pve::{Client, ConfigChange, Ending, Upid, Vmid};
+use crate::pve::{Client, ConfigChange, Ending, Seen, Upid, Vmid};
 use crate::run::{Run, Step};
 use crate::seed::server::{Reach, ServerEvent};
 
@@ -479,10 +478,14 @@ async fn wake_when_ready(
 /// Powers the sealed guest off.
 async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
     let limit = cluster.patience.scaled(cluster.plan.definition.timeouts.seal.duration());
-    let shutdown = || -> BoxFuture<'_, _> { Box::pin(own.vm.shutdown(limit, false)) };
-    let upid = when_free(&cluster.client, limit, &shutdown).await.map_err(failed)?;
-    let ended = cluster.client.wait(&upid, limit * 2, None).await;
-    ended.map(drop).map_err(|error| {
+    let vm = &own.vm;
+    let shutdown = async || {
+        let upid = vm.shutdown(limit, false).await?;
+        cluster.client.wait(&upid, limit * 2, None).await.map(drop)
+    };
+    let look = async || Ok(if vm.status().await?.is_running() { Seen::NotDone } else { Seen::Done(()) });
+    let ended = settle(&cluster.client, &|| Box::pin(shutdown()), &|| Box::pin(look())).await;
+    ended.map_err(|error| {
         let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) {
             Kind::Guest
         } else {

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use super::again::{HELD, when_free};
+use super::again::settle;
 use super::hardware::{CLOUD_INIT, cloud_init_drive, overrides, system_disk};
 use super::marks::State;
 use super::site::{failed, server_now};
@@ -22,7 +23,7 @@ use crate::communicator::pve_agent::PveAgent;
 use crate::event::{Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::property::{Properties, parse_size};
-use crate::pve::{CloneOptions, ConfigChange, Params, VmConfig};
+use crate::pve::{CloneOptions, ConfigChange, Params, Seen, VmConfig};
 use crate::run::Step;
 
 impl Cluster<'_> {
@@ -147,7 +148,8 @@ impl Cluster<'_> {
             let upid = clone.vm.resize(&key, &wanted).await?;
             self.client.wait(&upid, limit, None).await.map(drop)
         };
-        when_free(&self.client, HELD, &|| Box::pin(resize())).await.map_err(failed)?;
+        let again = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::NotDone) }) };
+        settle(&self.client, &|| Box::pin(resize()), &again).await.map_err(failed)?;
         Ok(size)
     }
 }
