@@ -1,0 +1,49 @@
+//! A build that is killed at the start of each step, and what `forge leftovers` makes of it.
+
+use std::sync::Mutex;
+use std::thread;
+
+use crate::STEPS;
+use crate::node::{Node, Setting};
+
+/// How many builds run at the same time: mostly they wait.
+const AT_ONCE: usize = 4;
+
+#[test]
+fn what_a_killed_build_leaves_is_removed_whole_in_each_step() {
+    let steps = Mutex::new(STEPS.iter());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let Some(step) = steps.lock().unwrap().next() else { return };
+                    kill_at(step);
+                }
+            });
+        }
+    });
+}
+
+fn kill_at(step: &str) {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let before = node.world();
+    let mut build = node.start(&[]);
+    build.wait_for_step(step);
+    drop(build);
+    // Once the template is a proven candidate it is no leftover.
+    let is_made = step == "artifact";
+    let removed = node.remove_leftovers();
+    let said = format!(
+        "killed in {step}\n{}{}",
+        String::from_utf8_lossy(&removed.stdout),
+        String::from_utf8_lossy(&removed.stderr)
+    );
+    assert!(removed.status.success(), "{said}");
+    if is_made {
+        assert_eq!(node.vmids().len(), 1, "{said}");
+    } else {
+        assert_eq!(node.world(), before, "{said}");
+    }
+    let again = node.remove_leftovers();
+    assert!(again.status.success(), "nothing is left to remove: {again:?}");
+}

@@ -1,0 +1,40 @@
+//! Whole builds by the real `forge` on a simulated Proxmox VE, whose VMs are the stand-in for QEMU and
+//! its guest, and what is left there when something goes wrong.
+//!
+//! Time runs ten times as fast on both sides.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod faults;
+mod killed;
+mod node;
+mod whole;
+
+#[path = "../faults/build.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod build;
+#[path = "../faults/process.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod process;
+#[path = "../faults/root.rs"]
+#[expect(dead_code, reason = "other tests use the rest of it")]
+mod root;
+
+/// The steps of a build of `mini`, in order.
+const STEPS: [&str; 15] = [
+    "preflight",
+    "seed",
+    "media",
+    "create",
+    "install",
+    "boot",
+    "step:greet",
+    "step:upload",
+    "check",
+    "facts",
+    "seal",
+    "template",
+    "proof",
+    "candidate",
+    "artifact",
+];

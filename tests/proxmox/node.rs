@@ -1,0 +1,148 @@
+//! A simulated node, and a root with a builder profile for it.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use pve_sim::machine::Qemu;
+use pve_sim::{Options, Rule, Simulator};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::build::Build;
+use crate::root::Root;
+
+/// How many times faster time runs.
+const FASTER: u32 = 10;
+
+/// The template's own VMID.
+pub(crate) const TEMPLATE: &str = "9000";
+
+/// What is different on a node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Setting {
+    /// The fault of a guest, as `FORGE_FAKE` of the stand-in for QEMU has it.
+    pub(crate) guest: String,
+    /// Keys of the profile's `[proxmox]` table beside those that it needs.
+    pub(crate) profile: String,
+    /// Keys of the template's `[proof]` table.
+    pub(crate) proof: String,
+    /// What goes wrong.
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// A simulated node with a root beside it.
+pub(crate) struct Node {
+    pub(crate) simulator: Simulator,
+    pub(crate) root: Root,
+    _runtime: Runtime,
+    _state: TempDir,
+}
+
+impl Node {
+    pub(crate) fn new(setting: &Setting) -> Self {
+        let root = Root::new();
+        let state = tempfile::tempdir().unwrap();
+        let mut options = Options::new(state.path());
+        options.time = 1.0 / f64::from(FASTER);
+        options.hypervisor = Arc::new(Qemu::default());
+        options.qemu = root.path("bin/qemu");
+        options.faults.clone_from(&setting.rules);
+        let wrapper = format!(
+            "#!/bin/sh\nFORGE_FAKE={} exec {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
+            setting.guest,
+            env!("CARGO_MANIFEST_DIR")
+        );
+        fs::write(&options.qemu, wrapper).unwrap();
+        fs::set_permissions(&options.qemu, fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.unwrap();
+        let simulator = runtime.block_on(Simulator::start(options)).unwrap();
+        let node = Self { simulator, root, _runtime: runtime, _state: state };
+        node.write_profile(&setting.profile);
+        node.write_proof(&setting.proof);
+        node
+    }
+
+    fn write_profile(&self, more: &str) {
+        let profile = format!(
+            "schema = 1\n[machine]\nkvm = false\ncpu = \"max\"\n[http]\nbind = \"127.0.0.1\"\n\
+             advertise = \"10.0.2.2\"\n[proxmox]\nendpoints = [\"{}\"]\nfingerprint = \"{}\"\n\
+             node = \"asgard\"\nvmids = \"8000-8009\"\n{more}\n",
+            self.simulator.endpoint(),
+            self.simulator.fingerprint(),
+        );
+        fs::write(self.root.path("builders/sim.toml"), profile).unwrap();
+    }
+
+    /// Returns the address of clones: one of this host that no other test's have.
+    pub(crate) fn clone_address(&self) -> Ipv4Addr {
+        let [high, low] = self.simulator.address().port().to_be_bytes();
+        Ipv4Addr::new(127, high, low, 2)
+    }
+
+    fn write_proof(&self, more: &str) {
+        let path = self.root.path("templates/mini/template.toml");
+        let clone = self.clone_address();
+        let [_, a, b, _] = clone.octets();
+        let proof = format!("[proof]\naddress = \"{clone}/24\"\ngateway = \"127.{a}.{b}.1\"\n{more}\n");
+        let text = fs::read_to_string(&path).unwrap().replace("[proof]\n", &proof);
+        fs::write(&path, text).unwrap();
+    }
+
+    /// Returns forge with this root and the node's token.
+    pub(crate) fn forge(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
+        let search = format!("{}:{}", self.root.path("bin").display(), std::env::var("PATH").unwrap());
+        command.arg("-C").arg(self.root.path("")).arg(verb);
+        command.env("PATH", search).env("XDG_CACHE_HOME", self.root.path("cache"));
+        command.env("FORGE_TEST_MARK", &self.root.mark).env("FORGE_VAR_SECRET", &self.root.secret);
+        command.env("FORGE_PVE_TOKEN", self.simulator.token().unwrap());
+        command.env("FORGE_PVE_FASTER", FASTER.to_string());
+        for name in ["FORGE_BUILDER", "FORGE_FAKE", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Starts a build of `mini`.
+    pub(crate) fn start(&self, args: &[&str]) -> Build {
+        let mut command = self.forge("build");
+        command.args(["mini", "--on", "sim", "--output", "json"]).args(args);
+        Build::start(command)
+    }
+
+    /// Removes what dead runs have left.
+    pub(crate) fn remove_leftovers(&self) -> Output {
+        self.forge("leftovers").args(["--on", "sim", "--remove"]).output().unwrap()
+    }
+
+    /// Returns everything that is there but media, which are a cache.
+    pub(crate) fn world(&self) -> Value {
+        let mut world = self.simulator.dump();
+        world["files"].as_array_mut().unwrap().retain(|file| !is_cached(file));
+        world
+    }
+
+    /// Returns the numbers of all VMs.
+    pub(crate) fn vmids(&self) -> Vec<String> {
+        self.simulator.dump()["vms"].as_object().unwrap().keys().cloned().collect()
+    }
+
+    /// Returns the folder of the artifact.
+    pub(crate) fn artifact(&self, file: &str) -> std::path::PathBuf {
+        self.root.path("artifacts/mini/1.0").join(Path::new(file))
+    }
+}
+
+/// Tells whether a file is one that the next build uses again: named by its digest.
+fn is_cached(file: &Value) -> bool {
+    let volid = file["volid"].as_str().unwrap();
+    let name = volid.strip_prefix("local:iso/").and_then(|name| name.strip_suffix(".iso"));
+    let digest = name.and_then(|name| name.rsplit_once('-')).map(|(_, digest)| digest);
+    digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|it| it.is_ascii_hexdigit()))
+}

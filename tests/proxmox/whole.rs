@@ -1,0 +1,182 @@
+//! Builds that go well.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::Path;
+use std::thread;
+
+use pve_sim::{Published, Request};
+use serde_json::{Value, json};
+
+use crate::STEPS;
+use crate::node::{Node, Setting, TEMPLATE};
+use crate::root::files;
+
+#[test]
+fn a_build_leaves_a_proven_candidate_and_nothing_else() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let before = node.world();
+    let ended = node.start(&[]).finish();
+    ended.assert_code(0);
+    let started = ended.events.iter().filter(|event| event["event"] == "step_started");
+    assert_eq!(started.map(|event| event["step"].as_str().unwrap()).collect::<Vec<_>>(), STEPS);
+
+    let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
+    let checks = manifest["checks"].as_array().unwrap();
+    assert!(checks.iter().all(|check| check["passed"] == true), "{checks:#?}");
+    let by_key = "odin logs in by key on port 2222 and has sudo";
+    assert!(checks.iter().any(|check| check["at"] == "proof" && check["name"] == by_key), "{checks:#?}");
+
+    let vmids = node.vmids();
+    assert_eq!(vmids.len(), 1, "{vmids:?}");
+    let vmid = &vmids[0];
+    assert_is_template(&node, vmid, "mini-1.0", "candidate");
+    assert_media_are_cache(&node);
+    let mut rest = node.world();
+    rest["vms"].as_object_mut().unwrap().remove(vmid);
+    let own = |image: &Value| image["volid"].as_str().unwrap().contains(&format!("-{vmid}-"));
+    rest["images"].as_array_mut().unwrap().retain(|image| !own(image));
+    assert_eq!(rest, before);
+
+    assert_requests_are_well(&node.simulator.requests());
+    assert_hidden(&node, &[&ended.stdout, &ended.stderr]);
+    ended.assert_spans_sum();
+}
+
+#[test]
+fn a_promotion_makes_the_template_once_and_the_next_build_uses_the_media_again() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    node.start(&["--promote"]).finish().assert_code(0);
+    assert_eq!(node.vmids().len(), 2);
+    assert_is_template(&node, TEMPLATE, "mini", "stable");
+    assert_requests_are_well(&node.simulator.requests());
+
+    let (world, asked) = (node.world(), node.simulator.requests().len());
+    let refused = node.start(&["--promote"]).finish();
+    refused.assert_code(16);
+    assert!(
+        refused.stderr.contains("9000 is taken already: the template mini on asgard"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(node.world(), world);
+
+    let files = node.simulator.dump()["files"].clone();
+    node.start(&[]).finish().assert_code(0);
+    assert_eq!(node.simulator.dump()["files"], files);
+    assert_eq!(node.vmids().len(), 3, "the second candidate beside the first");
+    let requests = node.simulator.requests();
+    let uploads =
+        |request: &&Request| request.path.ends_with("/upload") || request.path.ends_with("/download-url");
+    assert_eq!(requests[asked..].iter().find(uploads).map(|it| &it.path), None);
+}
+
+#[test]
+fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    // Something on the way takes every connection, as some networks do.
+    let way = TcpListener::bind((node.clone_address(), 2222)).unwrap();
+    thread::spawn(move || {
+        for client in way.incoming() {
+            client.unwrap().write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
+        }
+    });
+    let ended = node.start(&[]).finish();
+    ended.assert_code(0);
+    let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
+    let checks = manifest["checks"].as_array().unwrap();
+    let unproven = checks.iter().filter(|check| check["not_proven"] == true).count();
+    assert_eq!(unproven, 3, "{checks:#?}");
+    assert!(ended.stdout.contains("not proven: root logins are refused"), "{}", ended.stdout);
+}
+
+/// Makes sure that a template is what the definition says, not what the node needed to build it.
+fn assert_is_template(node: &Node, vmid: &str, name: &str, state: &str) {
+    let vm = node.simulator.dump()["vms"][vmid].clone();
+    let config = &vm["config"];
+    let text = |key: &str| config[key].as_str().unwrap_or_default().to_owned();
+    for (key, expected) in [
+        ("template", json!("1")),
+        ("name", json!(name)),
+        ("cores", json!("1")),
+        ("memory", json!("256")),
+        ("scsihw", json!("virtio-scsi-pci")),
+        ("serial0", json!("socket")),
+        ("boot", json!("order=virtio0")),
+        ("ciupgrade", json!("0")),
+        ("cpu", json!("host")),
+        ("kvm", Value::Null),
+        ("reboot", Value::Null),
+        ("lock", Value::Null),
+    ] {
+        assert_eq!(config[key], expected, "{key} of {vmid}: {config:#}");
+    }
+    assert!(text("virtio0").starts_with(&format!("local-zfs:base-{vmid}-disk-0,")), "{config:#}");
+    assert!(text("virtio0").ends_with("size=1G"), "{config:#}");
+    assert!(text("net0").contains("bridge=vmbr0"), "{config:#}");
+    assert!(text("agent").contains('1'), "{config:#}");
+    let smbios = text("smbios1");
+    assert!(smbios.starts_with("uuid=") && !smbios.contains("serial"), "{smbios}");
+    let drives = config.as_object().unwrap().values().filter_map(Value::as_str);
+    let drives: Vec<_> = drives.filter(|value| value.contains("media=cdrom")).collect();
+    assert_eq!(drives.len(), 1, "only the cloud-init drive: {drives:?}");
+    assert!(drives[0].contains("cloudinit"), "{drives:?}");
+    let tags = text("tags");
+    let mark = format!("forge-{state}");
+    assert!(tags.split(';').any(|tag| tag == mark), "{tags}");
+    assert!(text("description").contains(state), "{config:#}");
+    assert_eq!((&vm["running"], &vm["pending"], &vm["deleted"]), (&json!(false), &json!({}), &json!({})));
+}
+
+fn assert_media_are_cache(node: &Node) {
+    let files = node.simulator.dump()["files"].clone();
+    let left = node.world()["files"].as_array().unwrap().len();
+    assert_eq!((files.as_array().unwrap().len(), left), (2, 0), "{files:#}");
+}
+
+/// Makes sure that the schema that Proxmox publishes rejects no request, and that no two changes of one VM
+/// overlap.
+fn assert_requests_are_well(requests: &[Request]) {
+    let Some(schema) = Published::find(Path::new(env!("CARGO_MANIFEST_DIR"))) else {
+        println!("the published schema is not there: requests are held against our own table alone");
+        return assert_in_turn(requests);
+    };
+    let schema = Published::load(&schema).unwrap();
+    let objections: Vec<_> = requests.iter().flat_map(|request| schema.objections(request)).collect();
+    assert_eq!(objections, Vec::<String>::new());
+    assert_in_turn(requests);
+}
+
+fn assert_in_turn(requests: &[Request]) {
+    let changes: Vec<_> = requests.iter().filter(|it| it.method != "GET" && vm_of(it).is_some()).collect();
+    assert!(changes.len() > 20, "only {} changes", changes.len());
+    for (at, first) in changes.iter().enumerate() {
+        let end = first.task_ended_ms.max(first.ended_ms).unwrap();
+        let meanwhile = changes[at + 1..].iter().take_while(|next| next.started_ms < end);
+        let overlaps: Vec<_> = meanwhile.filter(|next| vm_of(next) == vm_of(first)).collect();
+        assert!(overlaps.is_empty(), "{first:#?} is not over when {overlaps:#?} begins");
+    }
+}
+
+/// Returns the VM that a request holds. Tickets for the console hold nothing.
+fn vm_of(request: &Request) -> Option<&str> {
+    let rest = request.path.split("/qemu/").nth(1)?;
+    let (vmid, what) = rest.split_once('/').unwrap_or((rest, ""));
+    (!["vncproxy", "termproxy", "vncwebsocket"].contains(&what)).then_some(vmid)
+}
+
+/// Makes sure that neither the token nor the template's secret is shown or written anywhere.
+fn assert_hidden(node: &Node, shown: &[&str]) {
+    let token = node.simulator.token().unwrap().split_once('=').unwrap().1.to_owned();
+    let hidden = [token.as_str(), node.root.secret.as_str()];
+    node.root.assert_hidden(&hidden);
+    let requests = serde_json::to_string(&node.simulator.requests()).unwrap();
+    for (what, text) in
+        shown.iter().map(|text| ("forge's output", *text)).chain([("the request log", &*requests)])
+    {
+        assert!(!hidden.iter().any(|it| text.contains(it)), "{what} shows a secret");
+    }
+    let evidence = files(&node.root.evidence());
+    assert!(evidence.iter().any(|path| path.ends_with("requests.txt")), "{evidence:?}");
+}
