@@ -215,14 +215,14 @@ fn module_of(path: &Path) -> String {
 }
 
 /// Returns every test as `fast: MODULE::NAME` (in `src/`), `fast: FILE::NAME` (in `tests/`), or
-/// `e2e: NAME` (in `tests/e2e.rs`, which boots real machines).
+/// `e2e: FILE::NAME` (in `tests/e2e/`, which boots real machines).
 fn tests_of(root: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for folder in ["src", "tests"] {
         for path in rust_files(&root.join(folder)) {
             let module = module_of(path.strip_prefix(root.join(folder)).unwrap());
-            let real = folder == "tests" && module == "e2e";
-            let (tier, module) = if real { ("e2e", "") } else { ("fast", module.as_str()) };
+            let real = module.strip_prefix("e2e::").filter(|_| folder == "tests");
+            let (tier, module) = real.map_or(("fast", module.as_str()), |module| ("e2e", module));
             for test in tests_in(&fs::read_to_string(&path).unwrap(), module) {
                 assert!(found.insert(format!("{tier}: {test}")), "two tests are called {test}");
             }

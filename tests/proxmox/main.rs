@@ -4,10 +4,12 @@
 //! Time runs ten times as fast on both sides.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "what was measured is part of the result")]
 
 mod faults;
 mod killed;
 mod node;
+mod requests;
 mod whole;
 
 #[path = "../faults/build.rs"]

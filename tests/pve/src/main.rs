@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -10,6 +10,8 @@ use clap::Parser;
 use pve_sim::hypervisor::Network;
 use pve_sim::machine::Qemu;
 use pve_sim::{Options, Rule, Simulator, WorldSpec};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulate a Proxmox VE cluster
 #[derive(Debug, Parser)]
@@ -35,6 +37,9 @@ struct Arguments {
     /// The QEMU program
     #[arg(long, default_value = "qemu-system-x86_64")]
     qemu: PathBuf,
+    /// Folder to write requests.json and world.json to at the end
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// Connect NICs to bridges of this host instead of user-mode networking
     #[arg(long)]
     bridges: bool,
@@ -49,6 +54,11 @@ fn read<T>(
     };
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     parse(&text).map(Some).with_context(|| format!("reading {}", path.display()))
+}
+
+fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_vec_pretty(value).context("writing JSON")?;
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 #[tokio::main]
@@ -78,6 +88,14 @@ async fn main() -> anyhow::Result<()> {
         std::fs::write(&part, &facts).with_context(|| format!("writing {}", part.display()))?;
         std::fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))?;
     }
-    tokio::signal::ctrl_c().await.context("waiting for the end")?;
-    Ok(())
+    let mut told = signal(SignalKind::terminate()).context("waiting for the end")?;
+    tokio::select! {
+        end = tokio::signal::ctrl_c() => end.context("waiting for the end")?,
+        _ = told.recv() => {}
+    }
+    let Some(folder) = &arguments.record else {
+        return Ok(());
+    };
+    write(&folder.join("requests.json"), &simulator.requests())?;
+    write(&folder.join("world.json"), &simulator.dump())
 }

@@ -1,0 +1,134 @@
+//! How fast a medium gets to a node, and in how much memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pve_sim::Request;
+
+use crate::build::{MEMORY_MAX_KIB, folder, forge, large_medium, root, run, simulator};
+
+/// What forge's rate must be of curl's, at least.
+const RATIO: f64 = 0.9;
+
+/// The build ends once its medium is there.
+const FAULTS: &str = "[[rule]]\nmethod = \"POST\"\npath = \"/nodes/*/qemu\"\naction = \"refuse\"\nstatus = 500\nmessage = \"enough\"\n";
+
+/// A simulated node, whose requests are written down once it has ended.
+struct Node {
+    process: Child,
+    folder: PathBuf,
+    facts: String,
+}
+
+impl Node {
+    fn start() -> Self {
+        let folder = folder("upload");
+        fs::remove_dir_all(&folder).expect("the folder is removed");
+        fs::create_dir_all(folder.join("root/builders")).expect("a folder");
+        fs::write(folder.join("faults.toml"), FAULTS).expect("a file");
+        let ready = folder.join("ready");
+        let process = Command::new(simulator())
+            .arg("--state")
+            .arg(folder.join("node"))
+            .arg("--ready-file")
+            .arg(&ready)
+            .arg("--faults")
+            .arg(folder.join("faults.toml"))
+            .arg("--record")
+            .arg(&folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the simulator starts");
+        let started = Instant::now();
+        while !ready.exists() {
+            assert!(started.elapsed() < Duration::from_secs(30), "the simulator is not ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let facts = fs::read_to_string(ready).expect("facts");
+        Self { process, folder, facts }
+    }
+
+    fn fact(&self, key: &str) -> &str {
+        let of_key = |line: &&str| line.split_once('=').is_some_and(|(found, _)| found == key);
+        self.facts.lines().find(of_key).and_then(|line| line.split_once('=')).expect("a fact").1
+    }
+
+    /// Uploads a file by curl, as the node's web interface does.
+    fn upload_by_curl(&self, file: &Path, digest: &str, name: &str) {
+        let url = format!("{}/api2/json/nodes/asgard/storage/local/upload", self.fact("endpoint"));
+        let token = format!("header = \"Authorization: PVEAPIToken={}\"\n", self.fact("token"));
+        fs::write(self.folder.join("curlrc"), token).expect("a file");
+        let status = Command::new("curl")
+            .args(["--insecure", "--silent", "--show-error", "--fail", "--http1.1", "--config"])
+            .arg(self.folder.join("curlrc"))
+            .args(["--form", "content=iso", "--form", "checksum-algorithm=sha256"])
+            .args(["--form", &format!("checksum={digest}")])
+            .args(["--form", &format!("filename=@{};filename={name}", file.display())])
+            .arg(url)
+            .stdout(Stdio::null())
+            .status()
+            .expect("curl starts");
+        assert!(status.success(), "curl ends with {status}");
+    }
+
+    /// Builds until the medium is there, and returns what that took in memory, in KiB.
+    fn upload_by_forge(&self, file: &Path, digest: &str) -> u64 {
+        let profile = format!(
+            "schema = 1\n[machine]\nkvm = false\ncpu = \"max\"\n[http]\nbind = \"127.0.0.1\"\nadvertise = \"10.0.2.2\"\n\
+             [proxmox]\nendpoints = [\"{}\"]\nfingerprint = \"{}\"\nnode = \"asgard\"\nvmids = \"8000-8009\"\n",
+            self.fact("endpoint"),
+            self.fact("fingerprint"),
+        );
+        let own = self.folder.join("root");
+        fs::write(own.join("builders/sim.toml"), profile).expect("a profile");
+        for folder in ["templates", "http", "hardening"] {
+            let copied =
+                Command::new("cp").arg("-r").arg(root().join(folder)).arg(&own).status().expect("cp");
+            assert!(copied.success());
+        }
+        let mut command = Command::new(forge());
+        command.env("FORGE_PVE_TOKEN", self.fact("token")).arg("-C").arg(&own);
+        command.args(["build", "ubuntu-noble", "--on", "sim", "--output", "json"]);
+        command.args(["--var", &format!("iso={}", file.display()), "--var", &format!("iso_sha256={digest}")]);
+        let build = run(command);
+        assert!(build.stderr.contains("enough"), "{}", build.stderr);
+        build.memory_kib
+    }
+
+    /// Returns how long each upload of a medium took, in seconds.
+    fn end(mut self) -> Vec<f64> {
+        let ended = Command::new("kill").arg(self.process.id().to_string()).status().expect("kill");
+        assert!(ended.success());
+        self.process.wait().expect("the simulator ends");
+        let text = fs::read_to_string(self.folder.join("requests.json")).expect("requests");
+        let requests: Vec<Request> = serde_json::from_str(&text).expect("requests");
+        let uploads = requests.iter().filter(|request| request.path.ends_with("/upload"));
+        let seconds = |request: &Request| {
+            assert_eq!(request.status, 200, "{request:#?}");
+            let ended = request.ended_ms.expect("it has ended");
+            Duration::from_millis(ended - request.started_ms).as_secs_f64()
+        };
+        let took = uploads.map(seconds).collect();
+        fs::remove_dir_all(&self.folder).expect("the folder is removed");
+        took
+    }
+}
+
+#[test]
+fn a_large_medium_is_uploaded_as_fast_as_by_curl() {
+    let (medium, digest) = large_medium();
+    let node = Node::start();
+    node.upload_by_curl(&medium, &digest, "first.iso");
+    let memory_kib = node.upload_by_forge(&medium, &digest);
+    node.upload_by_curl(&medium, &digest, "last.iso");
+    let gib = fs::metadata(&medium).expect("a medium").len() as f64 / f64::from(1 << 30);
+    // The stub seed is the second of forge's two.
+    let took = node.end();
+    let [first, own, _stub, last] = took[..] else { panic!("{took:?}") };
+    let curl = f64::midpoint(first, last);
+    println!("{gib:.1} GiB: forge {own:.2} s in {memory_kib} KiB, curl {first:.2} s and {last:.2} s");
+    assert!(memory_kib > 0 && memory_kib < MEMORY_MAX_KIB, "{memory_kib} KiB");
+    assert!(curl / own >= RATIO, "forge's rate is {:.2} of curl's", curl / own);
+}
