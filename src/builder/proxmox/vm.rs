@@ -118,6 +118,7 @@ impl Cluster<'_> {
         match make(&claim.vm, &claim.marks).await {
             Ok(task) => {
                 *claim.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.clone());
+                self.journal.note_task(vmid, &task).kind(Kind::Infrastructure)?;
                 self.wait(&task).await?;
                 Ok(Some(self.own(claim)))
             }
