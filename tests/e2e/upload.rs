@@ -56,7 +56,7 @@ impl Node {
     }
 
     /// Uploads a file by curl, as the node's web interface does.
-    fn upload_by_curl(&self, file: &Path, digest: &str, name: &str) {
+    fn upload_by_curl(&self, file: &Path, digest: &str) {
         let url = format!("{}/api2/json/nodes/asgard/storage/local/upload", self.fact("endpoint"));
         let token = format!("header = \"Authorization: PVEAPIToken={}\"\n", self.fact("token"));
         fs::write(self.folder.join("curlrc"), token).expect("a file");
@@ -65,7 +65,7 @@ impl Node {
             .arg(self.folder.join("curlrc"))
             .args(["--form", "content=iso", "--form", "checksum-algorithm=sha256"])
             .args(["--form", &format!("checksum={digest}")])
-            .args(["--form", &format!("filename=@{};filename={name}", file.display())])
+            .args(["--form", &format!("filename=@{};filename=by-curl.iso", file.display())])
             .arg(url)
             .stdout(Stdio::null())
             .status()
@@ -119,16 +119,24 @@ impl Node {
 #[test]
 fn a_large_medium_is_uploaded_as_fast_as_by_curl() {
     let (medium, digest) = large_medium();
+    // Each has the better of two, once first and once last: a disk may be busy with what was before.
     let node = Node::start();
-    node.upload_by_curl(&medium, &digest, "first.iso");
+    node.upload_by_curl(&medium, &digest);
     let memory_kib = node.upload_by_forge(&medium, &digest);
-    node.upload_by_curl(&medium, &digest, "last.iso");
-    let gib = fs::metadata(&medium).expect("a medium").len() as f64 / f64::from(1 << 30);
-    // The stub seed is the second of forge's two.
     let took = node.end();
-    let [first, own, _stub, last] = took[..] else { panic!("{took:?}") };
-    let curl = f64::midpoint(first, last);
-    println!("{gib:.1} GiB: forge {own:.2} s in {memory_kib} KiB, curl {first:.2} s and {last:.2} s");
+    let [curl, own, _stub] = took[..] else { panic!("{took:?}") };
+    let node = Node::start();
+    node.upload_by_forge(&medium, &digest);
+    node.upload_by_curl(&medium, &digest);
+    let took = node.end();
+    let [own_again, _stub, curl_again] = took[..] else { panic!("{took:?}") };
+
+    let gib = fs::metadata(&medium).expect("a medium").len() as f64 / f64::from(1 << 30);
+    println!(
+        "{gib:.1} GiB: forge {own:.2} s and {own_again:.2} s in {memory_kib} KiB, curl {curl:.2} s and {curl_again:.2} s"
+    );
     assert!(memory_kib > 0 && memory_kib < MEMORY_MAX_KIB, "{memory_kib} KiB");
-    assert!(curl / own >= RATIO, "forge's rate is {:.2} of curl's", curl / own);
+    let ratio = curl.min(curl_again) / own.min(own_again);
+    println!("that is {ratio:.2} of curl's rate");
+    assert!(ratio >= RATIO, "forge's rate is {ratio:.2} of curl's");
 }

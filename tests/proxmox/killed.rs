@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::STEPS;
-use crate::node::{Node, Setting};
+use crate::build::wait_until;
+use crate::node::{Node, Setting, TEMPLATE};
 
 /// How many builds run at the same time: mostly they wait.
 const AT_ONCE: usize = 4;
@@ -22,6 +23,20 @@ fn what_a_killed_build_leaves_is_removed_whole_in_each_step() {
             });
         }
     });
+}
+
+#[test]
+fn a_promotion_that_is_killed_leaves_its_candidate_alone() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let mut build = node.start(&["--promote"]);
+    build.wait_for_step("promote");
+    wait_until("the copy", || node.vmids().iter().any(|vmid| vmid == TEMPLATE));
+    drop(build);
+    let removed = node.remove_leftovers();
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let vmids = node.vmids();
+    assert_eq!(vmids.len(), 1, "{vmids:?}");
+    assert_ne!(vmids[0], TEMPLATE);
 }
 
 fn kill_at(step: &str) {

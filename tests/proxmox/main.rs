@@ -7,7 +7,9 @@
 #![expect(clippy::print_stdout, reason = "what was measured is part of the result")]
 
 mod faults;
+mod kept;
 mod killed;
+mod media;
 mod node;
 mod requests;
 mod whole;

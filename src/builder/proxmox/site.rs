@@ -186,8 +186,13 @@ fn no_credentials() -> Failure {
 /// Returns an error of the client as a failure, with what to do about it.
 #[must_use]
 pub fn failed(error: Error) -> Failure {
-    let hints = error.hints();
-    hints.into_iter().fold(Failure::new(Kind::Infrastructure, error), Failure::hint)
+    let is_late = matches!(error, Error::Deadline { .. });
+    let mut hints = error.hints();
+    if is_late {
+        hints.push("if it is only slow: a longer `task_timeout` in the builder profile".to_owned());
+    }
+    let kind = if is_late { Kind::Deadline } else { Kind::Infrastructure };
+    hints.into_iter().fold(Failure::new(kind, error), Failure::hint)
 }
 
 /// Returns the time by the server's clock, in seconds since 1970: leases are written and read by it.

@@ -1,0 +1,88 @@
+//! How media and answers get to the node.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use crate::node::{Node, Setting};
+
+fn node() -> Node {
+    Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() })
+}
+
+/// Serves a file to everybody, and counts who takes it.
+fn serve(content: Vec<u8>) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/mini.iso", listener.local_addr().unwrap());
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut reader = BufReader::new(connection.try_clone().unwrap());
+            let mut request = String::new();
+            while reader.read_line(&mut request).is_ok_and(|read| read > 2) {}
+            let length = content.len();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            connection.write_all(head.as_bytes()).ok();
+            if request.starts_with("GET") {
+                count.fetch_add(1, Ordering::SeqCst);
+                connection.write_all(&content).ok();
+            }
+        }
+    });
+    (url, taken)
+}
+
+#[test]
+fn the_node_downloads_a_medium_once_and_nothing_is_fetched_here() {
+    let node = node();
+    let (url, taken) = serve(node.root.iso.clone());
+    for _ in 0..2 {
+        let ended = node.start(&["--var", &format!("iso={url}")]).finish();
+        ended.assert_code(0);
+    }
+    assert_eq!(taken.load(Ordering::SeqCst), 1, "the medium was taken more than once");
+    let requests = node.simulator.requests();
+    let count = |end: &str| requests.iter().filter(|request| request.path.ends_with(end)).count();
+    assert_eq!(count("/upload"), 1, "only the seed is uploaded");
+    assert!(!node.root.path("cache/forge/media").exists(), "the medium was fetched here as well");
+}
+
+#[test]
+fn a_medium_that_the_node_cannot_get_is_fetched_here() {
+    let node = node();
+    node.simulator.add_fault(
+        serde_json::from_value(serde_json::json!({
+            "method": "POST", "path": "/nodes/*/storage/*/download-url",
+            "action": "task-fails", "text": "download failed: 403 Forbidden",
+        }))
+        .unwrap(),
+    );
+    let (url, taken) = serve(node.root.iso.clone());
+    let ended = node.start(&["--var", &format!("iso={url}")]).finish();
+    ended.assert_code(0);
+    assert!(ended.notes().any(|note| note.contains("403 Forbidden") && note.contains("fetched here")));
+    assert!(taken.load(Ordering::SeqCst) >= 1);
+}
+
+#[test]
+fn answers_on_a_volume_leave_neither_a_serial_number_nor_the_volume() {
+    let node = node();
+    let ended = node.start(&["--var", "transport=cdrom", "--var", "fetch=1s"]).finish();
+    ended.assert_code(0);
+    let requests = node.simulator.requests();
+    let created = requests.iter().find(|it| it.method == "POST" && it.path.ends_with("/qemu")).unwrap();
+    let smbios = created.params["smbios1"].as_str().unwrap();
+    assert!(!smbios.contains("serial"), "{smbios}");
+    let uploads = requests.iter().filter(|request| request.path.ends_with("/upload")).count();
+    assert_eq!(uploads, 2, "the medium and the volume");
+    let files = node.simulator.dump()["files"].clone();
+    assert_eq!(files.as_array().unwrap().len(), 1, "only the medium stays: {files:#}");
+    node.root.assert_hidden(&[&node.root.secret]);
+    let said = fs::read_to_string(node.artifact("manifest.json")).unwrap();
+    assert!(!said.contains(&node.root.secret));
+}
