@@ -50,6 +50,10 @@ rm -f /etc/ssh/sshd_config.d/50-cloud-init.conf
 rm -f /etc/sudoers.d/90-cloud-init-users
 rm -f /etc/netplan/*.yaml
 rm -rf /var/log/installer /autoinstall.yaml
+# It told forge that the agent runs, at an address that was the build's own.
+rm -f /etc/systemd/system/forge-ready.service \
+    /etc/systemd/system/qemu-guest-agent.service.wants/forge-ready.service
+rmdir /etc/systemd/system/qemu-guest-agent.service.wants 2>/dev/null || true
 
 # --- Identity ---------------------------------------------------------------------------------
 
@@ -134,6 +138,8 @@ absent='/etc/cloud/clean.d/99-installer
 /etc/cloud/cloud.cfg.d/subiquity-disable-cloudinit-networking.cfg
 /etc/netplan/*
 /etc/ssh/ssh_host_*
+/etc/systemd/system/forge-ready.service
+/etc/systemd/system/*/forge-ready.service
 /etc/ssh/sshd_config.d/50-cloud-init.conf
 /etc/sudoers.d/90-cloud-init-users
 /etc/udev/rules.d/70-persistent-net.rules

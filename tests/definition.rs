@@ -150,6 +150,7 @@ fn seed_and_script_files_are_rendered_for_a_build() {
         url: "http://10.0.0.5:8000/t/".to_owned(),
         report_url: "http://10.0.0.5:8000/t/report".to_owned(),
         logs_url: "http://10.0.0.5:8000/t/logs".to_owned(),
+        ready_url: "http://10.0.0.5:8000/t/ready".to_owned(),
     };
 
     let seed = plan.render_seed(&forge).unwrap();

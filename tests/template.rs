@@ -3,6 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -77,6 +80,10 @@ fn definition(given: &Value) -> Definition {
 
 /// Returns the rendered autoinstall file, as text and parsed.
 fn autoinstall(given: &Value) -> (String, Value) {
+    autoinstall_with(given, "http://10.0.0.5:8080/b/0123456789abcdef/ready")
+}
+
+fn autoinstall_with(given: &Value, ready: &str) -> (String, Value) {
     let path = root().join("http/ubuntu-noble/autoinstall.yaml.j2");
     let names = context! {
         var => variables(&definition_text(), given),
@@ -86,6 +93,7 @@ fn autoinstall(given: &Value) -> (String, Value) {
             url => "http://10.0.0.5:8080/b/0123456789abcdef",
             report_url => "http://10.0.0.5:8080/b/0123456789abcdef/report",
             logs_url => "http://10.0.0.5:8080/b/0123456789abcdef/logs",
+            ready_url => ready,
         },
     };
     let text = environment().render_str(&fs::read_to_string(path).unwrap(), names).unwrap();
@@ -174,6 +182,50 @@ fn autoinstall_says_what_the_schemas_do_not_ask() {
     let (_, document) = autoinstall(&inputs()[1]);
     assert_eq!(document["autoinstall"]["identity"]["password"], hash());
     assert_eq!(document["autoinstall"]["identity"]["username"], "ops");
+}
+
+/// Runs the late commands in a target of their own and returns its folder of units.
+fn late_commands(document: &Value) -> (tempfile::TempDir, PathBuf) {
+    let target = tempfile::tempdir().unwrap();
+    let units = target.path().join("etc/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    for command in document["autoinstall"]["late-commands"].as_array().unwrap() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command.as_str().unwrap()]).env("TARGET_MOUNT_POINT", target.path());
+        assert!(shell.status().unwrap().success(), "{command}");
+    }
+    (target, units)
+}
+
+#[test]
+fn the_installed_system_tells_by_whatever_client_it_has_that_its_agent_runs() {
+    for client in ["curl", "wget", "python3"] {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/token/ready", server.local_addr().unwrap());
+        let (target, units) = late_commands(&autoinstall_with(&json!({}), &url).1);
+        // It starts when udev starts the agent, which no target wants.
+        let wanted = fs::read_to_string(units.join("qemu-guest-agent.service.wants/forge-ready.service"));
+        let unit = wanted.unwrap().replace("\\\n", " ");
+        let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=-")).unwrap();
+        // Neither is left as it is by systemd.
+        assert!(!command.contains(['$', '%']), "{command}");
+
+        let bin = target.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        for program in ["sh", "sleep", client] {
+            symlink(Path::new("/usr/bin").join(program), bin.join(program)).unwrap();
+        }
+        let mut child = Command::new("/bin/sh").args(["-c", command]).env("PATH", &bin).spawn().unwrap();
+        // The first answer is none, as when forge is not reached yet.
+        drop(server.accept().unwrap());
+        let mut request = [0; 5];
+        let (mut stream, _) = server.accept().unwrap();
+        stream.read_exact(&mut request).unwrap();
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        drop(stream);
+        assert_eq!(&request, b"POST ", "{client}");
+        assert!(child.wait().unwrap().success(), "{client}");
+    }
 }
 
 #[test]
@@ -363,6 +415,8 @@ fn sealing_looks_for_what_must_be_gone() {
         "/var/log/journal/*",
         "/var/log/cloud-init*",
         "/root/.ssh",
+        "/etc/systemd/system/forge-ready.service",
+        "/etc/systemd/system/*/forge-ready.service",
         "/home/odin/.bash_history",
         "/home/odin/.cache",
     ] {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Patience;
@@ -79,7 +80,7 @@ impl Guest<'_> {
         let mut events = self.seed.events.lock().await;
         let result = tokio::select! {
             result = body(&cx) => result,
-            never = note_fetches(&mut events, step) => match never {},
+            never = follow(&mut events, &self.seed.wake, step) => match never {},
         };
         result.map_err(|error| {
             let kind = match error.kind() {
@@ -172,12 +173,17 @@ fn render(plan: &Plan, path: &Path) -> Result<String, Failure> {
         .kind(Kind::Definition)
 }
 
-/// Notes what the guest fetches, for as long as it is asked to.
-async fn note_fetches(events: &mut UnboundedReceiver<ServerEvent>, step: &Step<'_>) -> Infallible {
+/// Notes what the guest fetches, and has its agent asked when it says that it runs, such as after a
+/// reboot; for as long as it is asked to.
+async fn follow(events: &mut UnboundedReceiver<ServerEvent>, wake: &Notify, step: &Step<'_>) -> Infallible {
     while let Some(event) = events.recv().await {
-        if let ServerEvent::Fetched { name, bytes, whole, .. } = event {
-            let how = if whole { "fetched" } else { "began to fetch, and gave up on," };
-            step.note(format!("the guest {how} {name}, {bytes} bytes"));
+        match event {
+            ServerEvent::Fetched { name, bytes, whole, .. } => {
+                let how = if whole { "fetched" } else { "began to fetch, and gave up on," };
+                step.note(format!("the guest {how} {name}, {bytes} bytes"));
+            }
+            ServerEvent::Ready { .. } => wake.notify_waiters(),
+            _ => {}
         }
     }
     std::future::pending().await
@@ -224,16 +230,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_guest_fetches_is_noted() {
+    async fn what_the_guest_fetches_is_noted_and_that_it_is_ready_wakes() {
         let notes = Arc::new(Notes::default());
         let run = Run::new("r".into(), "t".into(), "/nowhere".into(), notes.clone(), Cancel::default());
         let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
         let peer = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let (name, whole) = ("bulk/x".to_owned(), true);
         sender.send(ServerEvent::Fetched { name, bytes: 7, whole, peer }).unwrap();
+        sender.send(ServerEvent::Ready { peer }).unwrap();
+        let wake = Notify::new();
         run.step("step:x", "title", Worker::Guest, async |step| {
-            let noting = note_fetches(&mut events, step);
-            let _never_ends = tokio::time::timeout(std::time::Duration::from_secs(1), noting).await;
+            tokio::select! {
+                never = follow(&mut events, &wake, step) => match never {},
+                () = wake.notified() => {}
+                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => panic!("nobody was woken"),
+            }
             Ok(())
         })
         .await

@@ -1,10 +1,11 @@
 //! What goes into a build: the verified media, and the installer's answers on their way to it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::Mutex;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Mutex, Notify};
 
 use super::workspace::{Workspace, write_whole};
 use crate::artifact;
@@ -19,10 +20,6 @@ use crate::seed::server::{Reach, Server, ServerEvent, Settings};
 
 /// The name under which the installer's answers are served.
 pub(super) const ANSWERS: &str = "autoinstall.yaml";
-
-/// The name that the installed system fetches when its first boot has come so far that its guest agent
-/// runs: forge then asks the agent at once.
-pub(super) const READY: &str = "ready";
 
 /// The verified media: the installer's first.
 #[derive(Debug)]
@@ -155,6 +152,8 @@ pub(super) struct Prepared {
     pub(super) volume: PathBuf,
     pub(super) serial: Option<String>,
     pub(super) transport: Transport,
+    /// Notified whenever the installed system says that its guest agent runs.
+    pub(super) wake: Arc<Notify>,
     // Files stay on offer as long as these live.
     _offers: Vec<seed::server::Offer>,
 }
@@ -174,8 +173,12 @@ pub(super) async fn prepare_seed(
         })
         .kind(Kind::Definition)?;
     let (server, events) = Server::start(settings).await.kind(Kind::Infrastructure)?;
-    let urls =
-        ForgeUrls { url: server.url(""), report_url: server.report_url(), logs_url: server.logs_url() };
+    let urls = ForgeUrls {
+        url: server.url(""),
+        report_url: server.report_url(),
+        logs_url: server.logs_url(),
+        ready_url: server.ready_url(),
+    };
     let files = plan.render_seed(&urls)?;
     let transport = plan.definition.seed.transport;
     let answers = answers(&files)?;
@@ -192,11 +195,18 @@ pub(super) async fn prepare_seed(
             offers.push(server.offer(name, file.content.clone()).kind(Kind::Definition)?);
         }
     }
-    offers.push(server.offer(READY, String::new()).kind(Kind::Definition)?);
     let path = workspace.work("seed.iso");
     write_whole(&path, &volume).kind(Kind::Infrastructure)?;
     step.note(format!("answers are served at {}", server.advertises()));
-    Ok(Prepared { server, events: Mutex::new(events), volume: path, serial, transport, _offers: offers })
+    Ok(Prepared {
+        server,
+        events: Mutex::new(events),
+        volume: path,
+        serial,
+        transport,
+        wake: Arc::default(),
+        _offers: offers,
+    })
 }
 
 /// Returns the installer's answers, refusing what the installer would refuse or silently ignore.
@@ -220,7 +230,6 @@ fn answers(files: &[SeedFile]) -> Result<&str, Failure> {
 mod tests {
     use std::collections::BTreeMap;
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
     use crate::definition::{self, Inputs, Root};
@@ -251,11 +260,11 @@ mod tests {
         let (volume, serial, served) = given(Transport::Http).await;
         assert!(volume == seed::stub_volume());
         assert_eq!(serial.unwrap(), format!("forge={}", served[0]));
-        assert_eq!(served.len(), 2);
+        assert_eq!(served.len(), 1);
 
         let (volume, serial, served) = given(Transport::Cdrom).await;
         let holds = |text: &str| volume.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(holds("timezone: \"Europe/Paris\"") && !holds("{{ var.timezone"));
-        assert_eq!((serial, served.len()), (None, 1));
+        assert_eq!((serial, served.len()), (None, 0));
     }
 }

@@ -190,6 +190,8 @@ impl Seen {
                 step.note(format!("installer sent {bytes} bytes of logs after {after}{cut}"));
                 self.logs = Some(path.clone());
             }
+            // Only an installed system says that, and there is none yet.
+            ServerEvent::Ready { .. } => {}
             ServerEvent::Refused { method, path, status, .. } => {
                 step.note(format!("{method} {path} was answered with {status} after {after}"));
             }

@@ -21,6 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
@@ -172,7 +173,7 @@ impl PveAgent {
         &self.wake
     }
 
-    /// Waits until the agent answers: asked every 5 s, and whenever it is woken.
+    /// Waits until the agent answers: asked every 5 s, and when woken at once, yet not twice a second.
     ///
     /// # Errors
     /// [`CommunicatorError::NotSent`] at the deadline, [`CommunicatorError::Gone`] when the machine ended.
@@ -181,7 +182,7 @@ impl PveAgent {
         let deadline = Instant::now() + limit;
         loop {
             // Listened for from here on, so that no call during the ping is missed.
-            let woken = self.wake.notified();
+            let (woken, asked) = (self.wake.notified(), Instant::now());
             let reason = match timeout_at(deadline, self.agent.ping()).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => match Failure::from(error) {
@@ -190,14 +191,10 @@ impl PveAgent {
                 },
                 Err(_) => "it has not answered a ping".to_owned(),
             };
+            self.rest_after(asked, woken, deadline).await;
             if Instant::now() >= deadline {
                 let reason = format!("not within {}: {reason}", human_duration(limit));
                 return Err(Failure::NotSent(reason).of(WHAT));
-            }
-            let next = Instant::now() + self.vm.client().pace().agent_silent;
-            tokio::select! {
-                () = woken => {}
-                () = sleep_until(next.min(deadline)) => {}
             }
         }
     }
@@ -402,9 +399,16 @@ impl PveAgent {
 
     /// Leaves a silent agent alone for a while.
     async fn rest(&self, deadline: Instant) {
-        let next = Instant::now() + self.vm.client().pace().agent_silent;
+        self.rest_after(Instant::now(), self.wake.notified(), deadline).await;
+    }
+
+    /// Leaves an agent alone for a while that was asked then and was silent. When woken it is asked sooner,
+    /// yet not within a second of the last time.
+    async fn rest_after(&self, asked: Instant, woken: Notified<'_>, deadline: Instant) {
+        let pace = self.vm.client().pace();
+        let (soonest, next) = (asked + pace.agent, Instant::now() + pace.agent_silent);
         tokio::select! {
-            () = self.wake.notified() => {}
+            () = woken => sleep_until(soonest.min(deadline)).await,
             () = sleep_until(next.min(deadline)) => {}
         }
     }
@@ -491,6 +495,7 @@ impl PveAgent {
     async fn wait_for_other_boot(&self, previous: &str, limit: Duration) -> Result<(), CommunicatorError> {
         let deadline = Instant::now() + limit;
         loop {
+            let (woken, asked) = (self.wake.notified(), Instant::now());
             match timeout_at(deadline, self.boot_id()).await {
                 Ok(Ok(boot_id)) if boot_id != previous => return Ok(()),
                 Ok(Err(gone @ CommunicatorError::Gone { .. })) => return Err(gone),
@@ -502,7 +507,7 @@ impl PveAgent {
                     }
                     sleep_until(next).await;
                 }
-                Ok(Err(_)) if Instant::now() < deadline => self.rest(deadline).await,
+                Ok(Err(_)) if Instant::now() < deadline => self.rest_after(asked, woken, deadline).await,
                 Ok(Err(_)) | Err(_) => {
                     let reason = format!("not within {}", human_duration(limit));
                     return Err(Failure::NotSent(reason).of("waiting for the guest to be back"));

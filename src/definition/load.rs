@@ -478,6 +478,7 @@ impl Loader<'_> {
             "url": "http://192.0.2.1:8000/token/",
             "report_url": "http://192.0.2.1:8000/token/report",
             "logs_url": "http://192.0.2.1:8000/token/logs",
+            "ready_url": "http://192.0.2.1:8000/token/ready",
         });
         let seed = context(&file_context(&loaded.definition, &variables, Some(&forge)));
         let step = context(&file_context(&loaded.definition, &variables, None));

@@ -13,8 +13,8 @@
 //! - In `*.j2` files of steps also `template.name`, `template.vmid`, `template.release`, and
 //!   `machine.*` with the keys of the table `[machine]`.
 //! - In `*.j2` files of seeds also `forge.url` (this build's base URL on forge's server, ends with
-//!   `/`), `forge.report_url` (takes the installer's reports) and `forge.logs_url` (takes a log
-//!   archive by PUT or POST).
+//!   `/`), `forge.report_url` (takes the installer's reports), `forge.logs_url` (takes a log archive
+//!   by PUT or POST) and `forge.ready_url` (takes a POST when the installed system's agent has started).
 //!
 //! The filters are minijinja's, `toyaml` (a value as YAML) and `shquote` (a text as one shell
 //! word, a list as many).

@@ -145,6 +145,8 @@ pub struct ForgeUrls {
     pub report_url: String,
     /// Takes a log archive by PUT or POST.
     pub logs_url: String,
+    /// Takes the installed system's word, by POST, that its guest agent runs.
+    pub ready_url: String,
 }
 
 impl fmt::Debug for ForgeUrls {
@@ -349,7 +351,12 @@ impl Plan {
     /// Kind `Plan` when a file is gone or differs from what was planned; kind `Definition` when
     /// it does not render.
     pub fn render_seed(&self, forge: &ForgeUrls) -> Result<Vec<SeedFile>, Failure> {
-        let forge = json!({"url": forge.url, "report_url": forge.report_url, "logs_url": forge.logs_url});
+        let forge = json!({
+            "url": forge.url,
+            "report_url": forge.report_url,
+            "logs_url": forge.logs_url,
+            "ready_url": forge.ready_url,
+        });
         let seeds = self.files.iter().filter_map(|file| file.served_as.as_ref().map(|name| (file, name)));
         seeds
             .map(|(file, name)| {

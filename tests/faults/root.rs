@@ -44,6 +44,11 @@ autoinstall:
       level: DEBUG
   late-commands:
     - echo {{ var.secret | shquote }} >/target/dev/null
+    - |
+      cd "$TARGET_MOUNT_POINT/etc/systemd/system"
+      echo 'ExecStart=-curl -X POST {{ forge.ready_url }}' >forge-ready.service
+      mkdir qemu-guest-agent.service.wants
+      ln -s ../forge-ready.service qemu-guest-agent.service.wants/
   error-commands:
     - curl -T /var/log/installer.tar {{ forge.logs_url }}
   shutdown: poweroff
@@ -56,7 +61,8 @@ unsealed) exit 0 ;;
 esac
 : >/etc/machine-id
 rm -f /etc/ssh/ssh_host_*
-rm -rf /var/log/installer
+rm -rf /var/log/installer /etc/systemd/system/forge-ready.service \
+    /etc/systemd/system/qemu-guest-agent.service.wants
 ";
 
 /// A root of its own for one test, with its own cache and its own mark on each process.

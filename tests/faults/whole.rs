@@ -114,10 +114,12 @@ fn several_builds_at_once_do_not_meet() {
 #[test]
 fn two_forges_may_build_one_template() {
     let root = Root::new();
-    let builds = [root.start(&[], &[]), root.start(&[], &[])];
-    for build in builds {
-        build.finish().assert_code(0);
-    }
+    let plans = [root.start(&[], &[]), root.start(&[], &[])].map(|build| {
+        let ended = build.finish();
+        ended.assert_code(0);
+        ended.events[0]["plan"].clone()
+    });
+    assert_eq!(plans[0], plans[1], "the addresses of one build's server are not part of the plan");
     root.assert_whole("mini");
     root.assert_nothing_left();
     root.assert_nothing_runs(&[]);

@@ -77,6 +77,7 @@ fn run(scenario: &Scenario) -> Result<(), String> {
         profile: scenario.profile.clone(),
         proof: "config_drive = false".into(),
         rules: scenario.rule.clone(),
+        ..Setting::default()
     });
     let before = node.world();
     let args: Vec<_> = scenario.args.iter().map(String::as_str).collect();

@@ -11,6 +11,7 @@ mod kept;
 mod killed;
 mod media;
 mod node;
+mod ready;
 mod requests;
 mod whole;
 

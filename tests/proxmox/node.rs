@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use pve_sim::machine::Qemu;
 use pve_sim::{Options, Rule, Simulator};
@@ -16,8 +17,8 @@ use tokio::runtime::Runtime;
 use crate::build::Build;
 use crate::root::Root;
 
-/// How many times faster time runs.
-const FASTER: u32 = 10;
+/// How many times faster time runs, unless a test says otherwise.
+pub(crate) const FASTER: u32 = 10;
 
 /// The template's own VMID.
 pub(crate) const TEMPLATE: &str = "9000";
@@ -33,12 +34,15 @@ pub(crate) struct Setting {
     pub(crate) proof: String,
     /// What goes wrong.
     pub(crate) rules: Vec<Rule>,
+    /// How many times faster time runs.
+    pub(crate) faster: Option<u32>,
 }
 
 /// A simulated node with a root beside it.
 pub(crate) struct Node {
     pub(crate) simulator: Simulator,
     pub(crate) root: Root,
+    pub(crate) faster: u32,
     _runtime: Runtime,
     _state: TempDir,
 }
@@ -48,21 +52,24 @@ impl Node {
         let root = Root::new();
         let state = tempfile::tempdir().unwrap();
         let mut options = Options::new(state.path());
-        options.time = 1.0 / f64::from(FASTER);
+        let faster = setting.faster.unwrap_or(FASTER);
+        options.time = 1.0 / f64::from(faster);
         options.hypervisor = Arc::new(Qemu::default());
         options.qemu = root.path("bin/qemu");
         options.faults.clone_from(&setting.rules);
         let wrapper = format!(
-            "#!/bin/sh\nFORGE_FAKE={} exec {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
+            "#!/bin/sh\nFORGE_FAKE={} FORGE_FAKE_NOTES={} exec {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
             setting.guest,
+            root.path("notes").display(),
             env!("CARGO_MANIFEST_DIR")
         );
+        fs::create_dir(root.path("notes")).unwrap();
         fs::write(&options.qemu, wrapper).unwrap();
         fs::set_permissions(&options.qemu, fs::Permissions::from_mode(0o755)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.unwrap();
         let simulator = runtime.block_on(Simulator::start(options)).unwrap();
-        let node = Self { simulator, root, _runtime: runtime, _state: state };
+        let node = Self { simulator, root, faster, _runtime: runtime, _state: state };
         node.write_profile(&setting.profile);
         node.write_proof(&setting.proof);
         node
@@ -102,7 +109,7 @@ impl Node {
         command.env("PATH", search).env("XDG_CACHE_HOME", self.root.path("cache"));
         command.env("FORGE_TEST_MARK", &self.root.mark).env("FORGE_VAR_SECRET", &self.root.secret);
         command.env("FORGE_PVE_TOKEN", self.simulator.token().unwrap());
-        command.env("FORGE_PVE_FASTER", FASTER.to_string());
+        command.env("FORGE_PVE_FASTER", self.faster.to_string());
         for name in ["FORGE_BUILDER", "FORGE_FAKE", "XDG_RUNTIME_DIR", "http_proxy", "https_proxy"] {
             command.env_remove(name);
         }
@@ -114,6 +121,15 @@ impl Node {
         let mut command = self.forge("build");
         command.args(["mini", "--on", "sim", "--output", "json"]).args(args);
         Build::start(command)
+    }
+
+    /// Returns when a guest noted that, by the clock of the request log: `started-ROLE` when its agent
+    /// started, `called-ROLE` when it said so to forge.
+    pub(crate) fn noted_ms(&self, what: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.root.path("notes").join(what)).ok()?;
+        let since_1970 = Duration::from_secs_f64(text.parse().unwrap());
+        let began = self.simulator.began().duration_since(UNIX_EPOCH).unwrap();
+        Some(since_1970.checked_sub(began)?.as_millis() as u64)
     }
 
     /// Removes what dead runs have left.

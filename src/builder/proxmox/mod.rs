@@ -46,7 +46,7 @@ use self::site::{Site, failed};
 use self::survey::Wish;
 use self::vm::{OwnVm, Purpose};
 use super::guest::{Facts, Guest, title};
-use super::inputs::{ANSWERS, Prepared, READY, prepare_seed};
+use super::inputs::{ANSWERS, Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
 use super::proof::Drive;
@@ -428,7 +428,7 @@ async fn boot(
     cluster.start(&own.vm).await?;
     let recorder = cluster.record(&own.vm, folder.clone());
     step.worker(Worker::Guest);
-    let agent = PveAgent::new(&own.vm, Arc::new(Notify::new()));
+    let agent = PveAgent::new(&own.vm, Arc::clone(&seed.wake));
     let started = tokio::time::Instant::now();
     let deadline = cluster.patience.scaled(cluster.plan.definition.timeouts.boot.duration());
     let mut events = seed.events.lock().await;
@@ -467,8 +467,8 @@ async fn wake_when_ready(
     step: &Step<'_>,
 ) -> std::convert::Infallible {
     while let Some(event) = events.recv().await {
-        if matches!(&event, ServerEvent::Fetched { name, .. } if name == READY) {
-            step.note("the guest says that it is ready");
+        if matches!(event, ServerEvent::Ready { .. }) {
+            step.note("the guest says that its agent runs");
             wake.notify_waiters();
         }
     }

@@ -215,18 +215,48 @@ async fn what_proxmox_says_becomes_what_can_be_done() {
     }
 }
 
-#[tokio::test]
-async fn a_silent_agent_is_asked_seldom() {
-    let fake = fake(|request| {
+/// Waits that many pauses for an agent that never answers, while somebody calls as often as he likes;
+/// returns how long it was left alone between the questions.
+async fn wait_in_vain(pauses: u32, calls: bool) -> Vec<Duration> {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let times = Arc::clone(&asked);
+    let fake = fake(move |request| {
         assert!(is(request, "ping"));
+        times.lock().unwrap().push(Instant::now());
         Some(Reply::refusal(500, "QEMU guest agent is not running"))
     })
     .await;
-    let limit = fake.agent.vm.client().pace().agent_silent * 5 / 2;
-    let error = fake.agent.wait_until_ready(limit).await.unwrap_err();
+    let ready = fake.agent.wait_until_ready(fake.agent.vm.client().pace().agent_silent * pauses);
+    let calling = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            fake.agent.wake().notify_waiters();
+        }
+    };
+    let ready = tokio::select! {
+        ready = ready => ready,
+        () = calling, if calls => unreachable!("it calls for ever"),
+    };
+    let error = ready.unwrap_err();
     assert!(matches!(&error, CommunicatorError::NotSent { .. }), "{error}");
-    let count = fake.server.requests().len();
-    assert!((1..=4).contains(&count), "{count} pings in two and a half pauses");
+    asked.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[tokio::test]
+async fn a_silent_agent_is_asked_every_five_seconds() {
+    let pauses = wait_in_vain(4, false).await;
+    assert!((1..=3).contains(&pauses.len()), "{pauses:?}");
+    let least = Pace::default().faster(50).agent_silent;
+    assert!(pauses.iter().all(|pause| *pause >= least), "{pauses:?}");
+}
+
+#[tokio::test]
+async fn a_silent_agent_is_asked_every_second_at_most_however_often_its_guest_calls() {
+    let pauses = wait_in_vain(4, true).await;
+    assert!(pauses.len() > 4, "calls are heard: {pauses:?}");
+    // What a question takes on its way is not the same each time.
+    let least = Pace::default().faster(50).agent * 9 / 10;
+    assert!(pauses.iter().all(|pause| *pause >= least), "{pauses:?}");
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ impl Known {
             roots.insert("machine", MACHINE_KEYS.clone());
         }
         if place == Place::SeedFile {
-            roots.insert("forge", owned(&["url", "report_url", "logs_url"]));
+            roots.insert("forge", owned(&["url", "report_url", "logs_url", "ready_url"]));
         }
         Self(roots)
     }

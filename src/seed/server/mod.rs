@@ -1,9 +1,10 @@
-//! forge's HTTP server: hands a build's files to its guest, takes the installer's reports and logs.
+//! forge's HTTP server: hands a build's files to its guest, takes what installer and guest report.
 //!
 //! ```text
 //! GET  /<token>/<name>   a file that is on offer      200, Content-Length; HEAD too
 //! POST /<token>/report   one installer report         204, at once: a slow answer freezes the installer
 //! PUT  /<token>/logs     the log archive (or POST)    204; 413 beyond the limit, what came is kept
+//! POST /<token>/ready    the guest agent runs         204, at once, however often
 //! anything else                                       404, always the same
 //! ```
 //!
@@ -42,6 +43,9 @@ pub const REPORT: &str = "report";
 
 /// The path under the token that takes logs.
 pub const LOGS: &str = "logs";
+
+/// The path under the token that the installed system calls when its guest agent has started.
+pub const READY: &str = "ready";
 
 /// Why the server cannot start or offer a file.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +111,11 @@ pub enum ServerEvent {
         /// Why they are not whole, if they are not.
         truncated: Option<String>,
         /// Who sent them.
+        peer: SocketAddr,
+    },
+    /// The installed system says that its guest agent runs.
+    Ready {
+        /// Who said so.
         peer: SocketAddr,
     },
     /// A request was not understood, or asked for something that is not on offer.
@@ -255,6 +264,12 @@ impl Server {
         format!("{}/{LOGS}", self.base)
     }
 
+    /// Returns where the installed system says that its guest agent runs.
+    #[must_use]
+    pub fn ready_url(&self) -> String {
+        format!("{}/{READY}", self.base)
+    }
+
     /// Returns where a file of that name is, once it is on offer.
     #[must_use]
     pub fn url(&self, name: &str) -> String {
@@ -276,7 +291,7 @@ impl Server {
             return refused("each part of its path may have A-Z a-z 0-9 . _ - and must not begin with a dot");
         }
         let mut offers = self.shared.offers();
-        if name == REPORT || name == LOGS || offers.contains_key(name) {
+        if [REPORT, LOGS, READY].contains(&name) || offers.contains_key(name) {
             return refused("that name is taken");
         }
         offers.insert(name.to_owned(), content.into());

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
 use super::body::{Answer, Sending};
-use super::{Activity, InstallerReport, LOGS, REPORT, ServerEvent, Shared, logs};
+use super::{Activity, InstallerReport, LOGS, READY, REPORT, ServerEvent, Shared, logs};
 
 /// The most bytes of one installer report.
 const REPORT_MAX: usize = 1024 * 1024;
@@ -26,6 +26,7 @@ enum Wanted<'a> {
     File(&'a str),
     Report,
     Logs,
+    Ready,
 }
 
 /// Answers one request; every request becomes one event.
@@ -41,6 +42,10 @@ pub(super) async fn answer(
     let response = match wanted(&shared.token, &path, has_query, &method) {
         Some(Wanted::Report) => return Ok(take_report(request, peer, &shared).await),
         Some(Wanted::Logs) => return Ok(logs::take(request.into_body(), peer, shared, activity).await),
+        Some(Wanted::Ready) => {
+            shared.tell(ServerEvent::Ready { peer });
+            plain(StatusCode::NO_CONTENT)
+        }
         Some(Wanted::File(name)) => {
             let content = shared.offers().get(name).cloned();
             match content {
@@ -70,7 +75,8 @@ fn wanted<'a>(token: &str, path: &'a str, has_query: bool, method: &Method) -> O
     match (name, method) {
         (REPORT, &Method::POST) => Some(Wanted::Report),
         (LOGS, &Method::POST | &Method::PUT) => Some(Wanted::Logs),
-        (REPORT | LOGS, _) => None,
+        (READY, &Method::POST) => Some(Wanted::Ready),
+        (REPORT | LOGS | READY, _) => None,
         (name, &Method::GET | &Method::HEAD) => Some(Wanted::File(name)),
         _ => None,
     }
@@ -148,6 +154,7 @@ mod tests {
         assert!(found("/token/user-data", Method::HEAD));
         assert!(found("/token/report", Method::POST));
         assert!(found("/token/logs", Method::PUT));
+        assert!(found("/token/ready", Method::POST));
         for (path, method) in [
             ("/token", Method::GET),
             ("//token/user-data", Method::GET),
@@ -161,6 +168,8 @@ mod tests {
             ("/token/report", Method::GET),
             ("/token/report", Method::PUT),
             ("/token/logs", Method::GET),
+            ("/token/ready", Method::GET),
+            ("/token/ready/", Method::POST),
         ] {
             assert!(!found(path, method.clone()), "{method} {path}");
         }

@@ -174,6 +174,8 @@ async fn everything_else_is_not_found() {
         format!("PUT /{token}/report HTTP/1.1"),
         format!("GET /{token}/report HTTP/1.1"),
         format!("GET /{token}/logs HTTP/1.1"),
+        format!("GET /{token}/ready HTTP/1.1"),
+        format!("POST /{wrong}/ready HTTP/1.1"),
         format!("DELETE /{token}/logs HTTP/1.1"),
         format!("TRACE /{token}/user-data HTTP/1.1"),
         "OPTIONS * HTTP/1.1".to_owned(),
@@ -214,7 +216,8 @@ async fn nonsense_is_no_trouble() {
 async fn names_that_could_mislead_are_not_offered() {
     let fixture = start().await;
     let _taken = fixture.server.offer("taken", Vec::new()).unwrap();
-    for name in ["", "/", "../x", "a/../b", ".hidden", "a//b", "a b", "ä", "report", "logs", "taken", "a?b"]
+    for name in
+        ["", "/", "../x", "a/../b", ".hidden", "a//b", "a b", "ä", "report", "logs", "ready", "taken", "a?b"]
     {
         assert!(fixture.server.offer(name, Vec::new()).is_err(), "{name}");
     }
@@ -239,6 +242,21 @@ async fn reports_are_answered_and_told_in_order() {
     for number in 0..300 {
         let ServerEvent::Report(report) = fixture.event().await else { panic!("not a report") };
         assert_eq!(report.name, format!("subiquity/{number}"));
+    }
+}
+
+#[tokio::test]
+async fn a_guest_says_that_it_is_ready_at_once_and_as_often_as_it_likes() {
+    let mut fixture = start().await;
+    assert!(fixture.server.ready_url().ends_with(&format!("/{}/ready", fixture.token())));
+    let request = format!("POST /{}/ready HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n", fixture.token());
+    for _ in 0..3 {
+        let mut stream = fixture.connect().await;
+        // The body that it announces is not waited for.
+        stream.write_all(request.as_bytes()).await.unwrap();
+        assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 204 No Content\r\n"));
+        let peer = stream.local_addr().unwrap();
+        assert_eq!(fixture.event().await, ServerEvent::Ready { peer });
     }
 }
 

@@ -37,6 +37,7 @@ mod world;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -170,6 +171,12 @@ impl Simulator {
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.sim.record.all()
+    }
+
+    /// When the milliseconds of requests began.
+    #[must_use]
+    pub fn began(&self) -> SystemTime {
+        self.sim.record.began
     }
 
     /// VMs, volumes, files, pools and rights, for comparison.

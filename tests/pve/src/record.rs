@@ -1,7 +1,7 @@
 //! The log of requests, for tests to read.
 
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -43,12 +43,13 @@ const SECRET: &[&str] =
 #[derive(Debug)]
 pub(crate) struct Record {
     since: Instant,
+    pub(crate) began: SystemTime,
     requests: Mutex<Vec<Request>>,
 }
 
 impl Record {
     pub(crate) fn new() -> Self {
-        Self { since: Instant::now(), requests: Mutex::default() }
+        Self { since: Instant::now(), began: SystemTime::now(), requests: Mutex::default() }
     }
 
     fn now(&self) -> u64 {
