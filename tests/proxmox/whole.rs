@@ -1,5 +1,6 @@
 //! Builds that go well.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -9,6 +10,7 @@ use pve_sim::Request;
 use serde_json::{Value, json};
 
 use crate::STEPS;
+use crate::build::Ended;
 use crate::node::{Node, Setting, TEMPLATE};
 use crate::requests::assert_requests_are_well;
 use crate::root::files;
@@ -40,6 +42,7 @@ fn a_build_leaves_a_proven_candidate_and_nothing_else() {
     assert_eq!(rest, before);
 
     assert_requests_are_well(&node.simulator.requests());
+    assert_requests_are_few(&node, &ended);
     assert_hidden(&node, &[&ended.stdout, &ended.stderr]);
     ended.assert_spans_sum();
 }
@@ -127,6 +130,55 @@ fn assert_is_template(node: &Node, vmid: &str, name: &str, state: &str) {
     assert!(tags.split(';').any(|tag| tag == mark), "{tags}");
     assert!(text("description").contains(state), "{config:#}");
     assert_eq!((&vm["running"], &vm["pending"], &vm["deleted"]), (&json!(false), &json!({}), &json!({})));
+}
+
+/// What a build of `mini` asks of Proxmox, besides what it asks while it waits: 72 calls, and one more for
+/// each of the 28 tasks and commands that are asked for right after their start.
+const NEEDED: u64 = 100;
+
+/// Makes sure that forge tells how many requests it made, and that it asks no more than it must: while it
+/// waits, for one thing at a time, once a second.
+fn assert_requests_are_few(node: &Node, ended: &Ended) {
+    let table = fs::read_to_string(node.root.evidence().join("requests.txt")).unwrap();
+    let requests = node.simulator.requests();
+    let note = format!("{} requests to the Proxmox API; requests.txt lists them", requests.len());
+    assert!(ended.notes().any(|told| told == note), "not `{note}`: {table}");
+    assert!(table.trim_end().ends_with(&format!("{}  in all", requests.len())), "{table}");
+    let most = NEEDED + ended.wall.as_secs() * u64::from(node.faster);
+    println!("{} requests, {most} at most in {:?}", requests.len(), ended.wall);
+    assert!(
+        requests.len() as u64 <= most,
+        "{} are more than {most} in {:?}:\n{table}",
+        requests.len(),
+        ended.wall
+    );
+    assert_polls_are_rare(&requests, u64::from(node.faster));
+}
+
+/// Makes sure that nothing was waited for with more than a question a second, and that no agent was asked
+/// twice at once.
+fn assert_polls_are_rare(requests: &[Request], faster: u64) {
+    let mut waits: BTreeMap<String, Vec<&Request>> = BTreeMap::new();
+    for request in requests.iter().filter(|request| request.method == "GET") {
+        let is_wait = request.path.ends_with("/exec-status") || request.path.contains("/tasks/");
+        if is_wait {
+            waits
+                .entry(format!("{} {}", request.path, request.params.get("pid").unwrap_or(&Value::Null)))
+                .or_default()
+                .push(request);
+        }
+    }
+    assert!(waits.len() > 20, "{:?}", waits.keys());
+    for (what, polls) in waits {
+        let spent = polls[polls.len() - 1].started_ms - polls[0].started_ms;
+        // A busy machine may write a question down later than it was asked.
+        let most = 4 + spent * faster / 1000;
+        assert!(polls.len() as u64 <= most, "{} questions in {spent} ms for {what}", polls.len());
+    }
+    let agents: Vec<_> = requests.iter().filter(|request| request.path.contains("/agent/")).collect();
+    for pair in agents.windows(2) {
+        assert!(pair[0].ended_ms.unwrap() <= pair[1].started_ms, "{pair:#?} overlap");
+    }
 }
 
 fn assert_media_are_cache(node: &Node) {
