@@ -119,6 +119,8 @@ struct Shared {
     report: Report,
     cancel: Cancel,
     runs: Mutex<Vec<Arc<Run>>>,
+    /// A run's lock is held for as long as one of its machines may be kept.
+    workspaces: Mutex<Vec<Arc<Workspace>>>,
     ask: bool,
     output: Output,
 }
@@ -133,6 +135,7 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
         report: Report::open(args.output, verbosity, &args.names),
         cancel: Cancel::default(),
         runs: Mutex::default(),
+        workspaces: Mutex::default(),
         ask: asks,
         output: args.output,
     });
@@ -168,7 +171,8 @@ async fn build_all(args: &Args, plans: Vec<Plan>, verbosity: Verbosity) -> Resul
 async fn build_one(plan: &Plan, options: &BuildOptions, shared: &Arc<Shared>) -> Result<(), Failure> {
     let (workspace, journal) =
         open_folders(plan).inspect_err(|failure| tell_programs(shared.output, failure))?;
-    let journal = Arc::new(journal);
+    let (workspace, journal) = (Arc::new(workspace), Arc::new(journal));
+    shared.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&workspace));
     let sink = Arc::new(Tee(vec![Arc::clone(shared) as Arc<dyn event::Sink>, journal.clone()]));
     let id = workspace.id.clone();
     let run =

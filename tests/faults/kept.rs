@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::build::{PATIENCE, wait_until};
 use crate::process::{command_line, descendants};
-use crate::root::Root;
+use crate::root::{Root, files};
 
 #[test]
 fn a_kept_machine_can_be_reached_and_ends_with_ctrl_c() {
@@ -35,6 +35,21 @@ fn a_kept_machine_can_be_reached_and_ends_with_ctrl_c() {
     root.assert_nothing_runs(&family);
     root.assert_nothing_left();
     root.assert_no_artifact();
+}
+
+#[test]
+fn a_kept_machine_is_not_swept_by_the_next_build() {
+    let root = Root::new();
+    let kept = root.start(&[], &["--keep", "--var", "fault=step"]);
+    kept.wait_for_stderr("The machine is kept until Ctrl-C");
+    let disks =
+        || files(&root.path(".forge")).into_iter().filter(|path| path.ends_with("work/disk0.qcow2")).count();
+    assert_eq!(disks(), 1);
+    root.start(&[], &[]).finish().assert_code(0);
+    assert_eq!(disks(), 1, "the next build took the kept machine's disk away");
+    kept.signal(Signal::INT);
+    kept.finish().assert_code(14);
+    root.assert_nothing_left();
 }
 
 /// A build on a terminal of its own: `script` (util-linux) makes one.

@@ -59,7 +59,7 @@ use crate::event::{Event, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::pve::property::smbios;
-use crate::pve::{Client, ConfigChange, Ending, Seen, Upid, Vmid};
+use crate::pve::{self, Client, ConfigChange, Ending, Seen, Upid, Vmid};
 use crate::run::{Run, Step};
 use crate::seed::server::{Reach, ServerEvent};
 
@@ -286,21 +286,29 @@ async fn refuse_taken(client: &Client, vmid: u32) -> Result<(), Failure> {
     if there.is_none() && client.is_free(number).await.map_err(failed)? {
         return Ok(());
     }
-    let what = there.map_or_else(
-        || "something that this user may not see".to_owned(),
-        |guest| {
-            let kind = match (guest.template, guest.kind.as_str()) {
-                (true, _) => "the template",
-                (false, "lxc") => "the container",
-                (false, _) => "the VM",
-            };
-            let name = guest.name.as_deref().unwrap_or("without a name");
-            format!("{kind} {name} on {}", guest.node)
-        },
-    );
+    let what = match there {
+        None => "something that this user may not see".to_owned(),
+        Some(guest) => what_is_there(client, guest).await.map_err(failed)?,
+    };
     Err(Failure::new(Kind::Promotion, anyhow!("{vmid} is taken already: {what} is there"))
         .hint("without --promote the build leaves a proven candidate beside it, and touches nothing else")
         .hint(format!("to have {vmid} made anew, remove what is there first: qm destroy {vmid} --purge")))
+}
+
+/// Says what somebody else's guest is. The cluster's list may not know it yet: nodes tell it their guests'
+/// names every 10 s.
+async fn what_is_there(client: &Client, guest: &pve::Guest) -> Result<String, pve::Error> {
+    if guest.kind == "lxc" {
+        let name = guest.name.as_deref().unwrap_or("without a name");
+        return Ok(format!("the container {name} on {}", guest.node));
+    }
+    let node = guest.node.parse().map_err(|error: pve::BadName| pve::Error::Answer {
+        what: format!("the node of guest {}", guest.vmid),
+        reason: error.to_string(),
+    })?;
+    let config = client.vm(&node, guest.vmid).config().await?;
+    let kind = if config.is_template() { "the template" } else { "the VM" };
+    Ok(format!("{kind} {} on {}", config.get("name").unwrap_or("without a name"), guest.node))
 }
 
 impl Cluster<'_> {
