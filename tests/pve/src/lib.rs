@@ -7,6 +7,7 @@
 //! world/     what there is        fault, strike   what goes wrong record    what was asked
 //! hypervisor what machines must be able to do        fake   machines that are only pretended
 //! machine/   machines by QEMU                        cloudinit   their cloud-init drives
+//! ssh        the SSH server of their guests
 //! ```
 //! Where the text of an error, an order or a delay looks odd, it is Proxmox's own.
 
@@ -29,6 +30,7 @@ mod random;
 mod record;
 mod schema;
 mod sim;
+pub mod ssh;
 mod strike;
 mod tls;
 mod worker;
