@@ -200,7 +200,7 @@ mod tests {
             Finding::ok("qemu", "7.2.15"),
             Finding::install("swtpm", Level::Warn, "not found", "apt-get install", "swtpm"),
             Finding::install("qemu-img", Level::Missing, "not found", "apt-get install", "qemu-utils"),
-            Finding::install("ssh", Level::Missing, "not found", "apt-get install", "openssh-client"),
+            Finding::install("setpriv", Level::Missing, "not found", "apt-get install", "util-linux"),
             Finding::bad("space", Level::Missing, "none", "make room"),
         ]
     }
@@ -213,8 +213,8 @@ warn     swtpm     not found
                    apt-get install swtpm
 missing  qemu-img  not found
                    apt-get install qemu-utils
-missing  ssh       not found
-                   apt-get install openssh-client
+missing  setpriv   not found
+                   apt-get install util-linux
 missing  space     none
                    make room
 ";
@@ -236,7 +236,7 @@ missing  space     none
         let missing: Vec<&Finding> = all.iter().filter(|finding| finding.level == Level::Missing).collect();
         let failure = cannot_build(&missing, "apt-get install");
         assert_eq!(failure.kind, Kind::Infrastructure);
-        assert_eq!(failure.to_string(), "this machine cannot build, for want of qemu-img, ssh, space");
-        assert_eq!(failure.hints, ["apt-get install qemu-utils openssh-client", "make room"]);
+        assert_eq!(failure.to_string(), "this machine cannot build, for want of qemu-img, setpriv, space");
+        assert_eq!(failure.hints, ["apt-get install qemu-utils util-linux", "make room"]);
     }
 }

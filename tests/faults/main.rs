@@ -13,6 +13,7 @@ mod password;
 mod process;
 mod root;
 mod seeds;
+mod ssh;
 mod stopped;
 mod whole;
 

@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::build::Build;
 use crate::process::{Process, command_line, processes};
+use crate::ssh;
+
+/// The socket's name; in the root itself, as a socket's path must be short.
+const SSH: &str = "ssh.sock";
 
 /// How long after forge's end the last of its processes may still be there.
 pub(crate) const GONE: Duration = Duration::from_secs(3);
@@ -67,8 +72,9 @@ rm -rf /var/log/installer /etc/systemd/system/forge-ready.service \
 
 /// A root of its own for one test, with its own cache and its own mark on each process.
 pub(crate) struct Root {
-    _folder: TempDir,
+    folder: TempDir,
     place: PathBuf,
+    _ssh: Runtime,
     pub(crate) iso: Vec<u8>,
     pub(crate) mark: String,
     pub(crate) secret: String,
@@ -101,7 +107,7 @@ impl Root {
         );
         write("builders/fake.toml", profile.as_bytes());
         fs::create_dir(place.join("bin")).unwrap();
-        for name in ["ssh", "qemu-img", "git"] {
+        for name in ["qemu-img", "git"] {
             symlink(fake.join(name), place.join("bin").join(name)).unwrap();
         }
         let mark = folder.path().file_name().unwrap().to_string_lossy().into_owned();
@@ -109,7 +115,13 @@ impl Root {
             "hidden{:x}",
             Sha256::digest(&mark)[0..8].iter().fold(0_u64, |a, b| a << 8 | u64::from(*b))
         );
-        Self { _folder: folder, place, iso, mark, secret }
+        let ssh = ssh::lend(&folder.path().join(SSH));
+        Self { folder, place, _ssh: ssh, iso, mark, secret }
+    }
+
+    /// Returns where the stand-in's guests find their SSH server.
+    pub(crate) fn ssh_socket(&self) -> PathBuf {
+        self.folder.path().join(SSH)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -123,6 +135,7 @@ impl Root {
         command.arg("-C").arg(&self.place).arg("build").args(templates).args(["--on", "fake"]);
         command.env("PATH", search).env("XDG_CACHE_HOME", self.path("cache"));
         command.env("FORGE_TEST_MARK", &self.mark).env("FORGE_VAR_SECRET", &self.secret);
+        command.env("FORGE_FAKE_SSH", self.ssh_socket());
         for name in ["FORGE_BUILDER", "FORGE_FAKE", "FORGE_FAKE_IMG", "XDG_RUNTIME_DIR", "http_proxy"] {
             command.env_remove(name);
         }

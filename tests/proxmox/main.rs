@@ -24,6 +24,8 @@ mod process;
 #[path = "../faults/root.rs"]
 #[expect(dead_code, reason = "other tests use the rest of it")]
 mod root;
+#[path = "../faults/ssh.rs"]
+mod ssh;
 
 /// The steps of a build of `mini`, in order.
 const STEPS: [&str; 15] = [

@@ -58,9 +58,11 @@ impl Node {
         options.qemu = root.path("bin/qemu");
         options.faults.clone_from(&setting.rules);
         let wrapper = format!(
-            "#!/bin/sh\nFORGE_FAKE={} FORGE_FAKE_NOTES={} exec {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
+            "#!/bin/sh\nFORGE_FAKE={} FORGE_FAKE_NOTES={} FORGE_FAKE_SSH={} exec \
+             {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
             setting.guest,
             root.path("notes").display(),
+            root.ssh_socket().display(),
             env!("CARGO_MANIFEST_DIR")
         );
         fs::create_dir(root.path("notes")).unwrap();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
@@ -38,9 +38,7 @@ impl Cluster<'_> {
     ) -> Result<Vec<CheckResult>, Failure> {
         let config = own.vm.config().await.map_err(failed)?;
         mark(&own.vm, &config, State::Proving).await.map_err(failed)?;
-        let work = workspace.work(drive.at());
-        std::fs::create_dir_all(&work).context("making the clone's folder").kind(Kind::Infrastructure)?;
-        let key = outside::make_key(&work).await.kind(Kind::Infrastructure)?;
+        let key = outside::make_key().kind(Kind::Infrastructure)?;
         let mut seed = clone_seed(self.plan, &key, "", drive)?;
         let mut clone = self.clone_template(own, &seed, drive, step).await?;
         let config = self.prepare_clone(&mut clone, &mut seed, drive).await?;
@@ -69,7 +67,6 @@ impl Cluster<'_> {
             communicator: &agent,
             ssh: SocketAddr::from((seed.address, self.plan.definition.proof.ssh_port)),
             is_routed: false,
-            work: &work,
         };
         let results = subject.look(step, started).await?;
         drop(recorder);

@@ -56,7 +56,7 @@ pub(super) async fn prove(
     std::fs::create_dir_all(&template.work)
         .context("making the clone's folder")
         .kind(Kind::Infrastructure)?;
-    let key = outside::make_key(&template.work).await.kind(Kind::Infrastructure)?;
+    let key = outside::make_key().kind(Kind::Infrastructure)?;
     let seed = clone_seed(template.plan, &key, MAC, drive)?;
     step.worker(Worker::Qemu);
     let machine = launch(template, drive, &seed).await?;
@@ -99,7 +99,6 @@ async fn look(
         communicator: &agent,
         ssh: SocketAddr::from((Ipv4Addr::LOCALHOST, ssh_port)),
         is_routed: true,
-        work: &template.work,
     };
     subject.look(step, started).await
 }

@@ -34,11 +34,10 @@ struct Tool {
     only_for: Option<&'static str>,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 4] = [
     Tool { program: "qemu-system-x86_64", version: "--version", package: "qemu-system-x86", only_for: None },
     Tool { program: "qemu-img", version: "--version", package: "qemu-utils", only_for: None },
     Tool { program: "setpriv", version: "--version", package: "util-linux", only_for: None },
-    Tool { program: "ssh", version: "-V", package: "openssh-client", only_for: None },
     Tool {
         program: "swtpm",
         version: "--version",
