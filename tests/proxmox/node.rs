@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pve_sim::machine::Qemu;
 use pve_sim::{Options, Rule, Simulator};
@@ -19,6 +20,9 @@ use crate::root::Root;
 
 /// How many times faster time runs, unless a test says otherwise.
 pub(crate) const FASTER: u32 = 10;
+
+/// How long the last tasks may run on; a console waits ten seconds of the node's for its viewer.
+const TASKS_END: Duration = Duration::from_secs(3);
 
 /// The template's own VMID.
 pub(crate) const TEMPLATE: &str = "9000";
@@ -139,9 +143,15 @@ impl Node {
         self.forge("leftovers").args(["--on", "sim", "--remove"]).output().unwrap()
     }
 
-    /// Returns everything that is there but media, which are a cache.
+    /// Returns everything that is there but media, which are a cache. A console that forge asked for and
+    /// did not take up ends by itself: so tasks get a moment to do so.
     pub(crate) fn world(&self) -> Value {
+        let deadline = Instant::now() + TASKS_END;
         let mut world = self.simulator.dump();
+        while world["running_tasks"] != 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+            world = self.simulator.dump();
+        }
         world["files"].as_array_mut().unwrap().retain(|file| !is_cached(file));
         world
     }
