@@ -251,15 +251,29 @@ fn checks_of(template: &str, proof: &str) -> BTreeSet<String> {
         if matches!(token, Token::Word(word) if word == "findings")
             && matches!(&tokens[at + 1..], [Token::Sign('.'), Token::Word(word), ..] if word == "add")
         {
-            let near = &tokens[at..tokens.len().min(at + 9)];
-            let name = near.iter().find_map(|token| match token {
-                Token::Text(text) => Some(text.clone()),
-                _ => None,
-            });
-            found.extend(name);
+            let name = tokens[at + 3..].iter().find(|token| !matches!(token, Token::Sign(_)));
+            let text = match name {
+                Some(Token::Word(word)) if word != "format" => text_of(&tokens, word),
+                _ => first_text(&tokens[at..]),
+            };
+            found.extend(text);
         }
     }
     found
+}
+
+/// Returns the text that a constant or a variable is given: `const NAME: &str = "…"`.
+fn text_of(tokens: &[Token], name: &str) -> Option<String> {
+    let is_it = |pair: &[Token]| matches!(pair, [Token::Word(how), Token::Word(word)] if (how == "const" || how == "let") && word == name);
+    first_text(&tokens[tokens.windows(2).position(is_it)?..])
+}
+
+/// Returns the first text in what is near.
+fn first_text(tokens: &[Token]) -> Option<String> {
+    tokens.iter().take(9).find_map(|token| match token {
+        Token::Text(text) => Some(text.clone()),
+        _ => None,
+    })
 }
 
 // What is wrong ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::common::{Format, FormatArgs, VarArgs, columns, root, write_answer, write_json};
+use super::common::{Format, FormatArgs, VarArgs, columns, root, say, write_answer, write_json};
 use crate::builder::proxmox::leftovers::{Leftover, Search};
 use crate::builder::proxmox::site;
 use crate::definition::load_profile;
@@ -63,6 +63,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         .context("starting the runtime")
         .kind(Kind::Unexpected)?;
     let told = runtime.block_on(async {
+        if !place.verify_tls {
+            say(&format!("warning: {}\n", site::UNVERIFIED));
+        }
         let settings = site::settings(&place, root.path(), &VarArgs::default().inputs().env).await?;
         let client = Client::new(settings).map_err(site::failed)?;
         let search = Search::new(&client, &place, root.path(), args.run.as_deref());

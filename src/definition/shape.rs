@@ -24,6 +24,9 @@ pub(crate) enum Shape {
     Table(Vec<Field>),
 }
 
+/// What the name of a key has that somebody takes for the place of a secret.
+const SECRET: [&str; 4] = ["token", "password", "secret", "passphrase"];
+
 /// The keys whose text is a script.
 const MAY_HAVE_LINES: [&str; 2] = ["inline", "run"];
 
@@ -260,6 +263,10 @@ impl<'a> Checker<'a> {
 
     fn unknown_key(&mut self, entry: &Entry, fields: &[Field]) {
         let key = entry.key.as_str();
+        // Whoever puts a secret where none belongs must not find it in a log.
+        if SECRET.iter().any(|word| key.to_lowercase().contains(word)) {
+            self.findings.mask(entry.node.span);
+        }
         let help = self
             .belongs_elsewhere(key)
             .or_else(|| did_you_mean(key, fields.iter().map(|field| field.name.as_str())));

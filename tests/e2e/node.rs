@@ -129,8 +129,3 @@ fn assert_is_document(config: &Map<String, Value>) {
     assert_eq!(config["template"], "1");
     assert!(!config["smbios1"].as_str().expect("a string").contains(','), "{}", config["smbios1"]);
 }
-
-#[test]
-fn tmp_offline() {
-    assert_node(&folder("node"));
-}

@@ -9,8 +9,11 @@ use pve_sim::Request;
 
 use crate::build::{MEMORY_MAX_KIB, folder, forge, large_medium, root, run, simulator};
 
-/// What forge's rate must be of curl's, at least.
+/// What forge's rate must be of curl's, at least, where nothing else is at work.
 const RATIO: f64 = 0.9;
+
+/// And anywhere.
+const RATIO_ANYWHERE: f64 = 0.4;
 
 /// The build ends once its medium is there.
 const FAULTS: &str = "[[rule]]\nmethod = \"POST\"\npath = \"/nodes/*/qemu\"\naction = \"refuse\"\nstatus = 500\nmessage = \"enough\"\n";
@@ -119,24 +122,31 @@ impl Node {
 #[test]
 fn a_large_medium_is_uploaded_as_fast_as_by_curl() {
     let (medium, digest) = large_medium();
-    // Each has the better of two, once first and once last: a disk may be busy with what was before.
     let node = Node::start();
     node.upload_by_curl(&medium, &digest);
     let memory_kib = node.upload_by_forge(&medium, &digest);
     let took = node.end();
-    let [curl, own, _stub] = took[..] else { panic!("{took:?}") };
-    let node = Node::start();
-    node.upload_by_forge(&medium, &digest);
-    node.upload_by_curl(&medium, &digest);
-    let took = node.end();
-    let [own_again, _stub, curl_again] = took[..] else { panic!("{took:?}") };
-
+    let [mut curl, mut own, _stub] = took[..] else { panic!("{took:?}") };
+    let wanted = if is_bench() {
+        // The better of two, and the other way round: a disk may be busy with what was before.
+        let node = Node::start();
+        node.upload_by_forge(&medium, &digest);
+        node.upload_by_curl(&medium, &digest);
+        let took = node.end();
+        let [own_again, _stub, curl_again] = took[..] else { panic!("{took:?}") };
+        (curl, own) = (curl.min(curl_again), own.min(own_again));
+        RATIO
+    } else {
+        RATIO_ANYWHERE
+    };
     let gib = fs::metadata(&medium).expect("a medium").len() as f64 / f64::from(1 << 30);
-    println!(
-        "{gib:.1} GiB: forge {own:.2} s and {own_again:.2} s in {memory_kib} KiB, curl {curl:.2} s and {curl_again:.2} s"
-    );
+    let ratio = curl / own;
+    println!("{gib:.1} GiB: forge {own:.2} s in {memory_kib} KiB, curl {curl:.2} s: {ratio:.2} of its rate");
     assert!(memory_kib > 0 && memory_kib < MEMORY_MAX_KIB, "{memory_kib} KiB");
-    let ratio = curl.min(curl_again) / own.min(own_again);
-    println!("that is {ratio:.2} of curl's rate");
-    assert!(ratio >= RATIO, "forge's rate is {ratio:.2} of curl's");
+    assert!(ratio >= wanted, "forge's rate is {ratio:.2} of curl's, not {wanted}");
+}
+
+/// Tells whether rates are to be trusted: `make bench`, on a machine that does nothing else.
+fn is_bench() -> bool {
+    std::env::var_os("FORGE_BENCH").is_some()
 }

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::thread;
 
+use serde_json::Value;
+
 use crate::STEPS;
 use crate::build::wait_until;
 use crate::node::{Node, Setting, TEMPLATE};
@@ -45,8 +47,14 @@ fn kill_at(step: &str) {
     let mut build = node.start(&[]);
     build.wait_for_step(step);
     drop(build);
-    // Once the template is a proven candidate it is no leftover.
-    let is_made = step == "artifact";
+    // Once the template is a proven candidate it is no leftover; that is what `candidate` makes of it, so
+    // that the kill may come just after.
+    let is_candidate =
+        |vm: &Value| vm["config"]["description"].as_str().unwrap().contains("state = candidate");
+    let is_made = match step {
+        "candidate" => node.world()["vms"].as_object().unwrap().values().any(is_candidate),
+        step => step == "artifact",
+    };
     let removed = node.remove_leftovers();
     let said = format!(
         "killed in {step}\n{}{}",

@@ -247,6 +247,9 @@ async fn reach_cluster<'a>(
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let settings = site::settings(profile, &plan.root, &environment).await?;
+    if !profile.verify_tls {
+        step.run().emit(Event::Warning { step: None, message: site::UNVERIFIED.to_owned() });
+    }
     let client = Client::new(settings).map_err(failed)?;
     let template = plan.definition.template.vmid;
     let wish = Wish {

@@ -183,6 +183,10 @@ fn no_credentials() -> Failure {
         .hint("or name a `token_file` or a `token_command` in the builder profile")
 }
 
+/// What to know of a profile that switches verification off.
+pub const UNVERIFIED: &str = "the certificate of Proxmox is not verified (`verify_tls = false`): anybody on the \
+                              way can read the token";
+
 /// Returns an error of the client as a failure, with what to do about it.
 #[must_use]
 pub fn failed(error: Error) -> Failure {

@@ -403,6 +403,11 @@ impl Survey {
         let free = count.saturating_sub(self.taken.len());
         let name = format!("VMIDs {}-{}", range.start(), range.end());
         let found = format!("{free} of {count} free");
+        if let Some(template) = self.wish.templates.iter().find(|vmid| range.contains(vmid)) {
+            let found = format!("{template} is a template's own, and builds would take it");
+            let advice = "give a range without the VMIDs of templates as `vmids` in the builder profile";
+            return Finding::bad(name, Level::Missing, found, advice);
+        }
         let advice = "give a wider range as `vmids` in the builder profile, or see `forge leftovers`";
         match free {
             0 => Finding::bad(name, Level::Missing, found, advice),

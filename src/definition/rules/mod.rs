@@ -288,6 +288,7 @@ impl Rules<'_> {
             // What is no https:// address at all has been refused by the pattern.
             if endpoint.text().is_some_and(|text| text.starts_with("https://") && text.contains('@')) {
                 let help = "credentials come from the environment, a file or a command: see `token_file`";
+                self.findings.mask(endpoint.span);
                 self.refuse(endpoint.span, "an endpoint has no user and password", help);
             }
         }
