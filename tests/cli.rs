@@ -286,6 +286,19 @@ fn a_build_without_a_run_tells_programs_why() {
 }
 
 #[test]
+fn what_can_never_be_is_refused_before_anything_is_made() {
+    let root = root_with_a_folder_as_medium();
+    let path = root.path().to_str().unwrap();
+    let output = run(&["-C", path, "build", "x", "--promote"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("--promote is for templates on a cluster"), "{output:?}");
+    let output = run(&["-C", path, "leftovers", "--on", "asgard", "--run", "../../etc"]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("IDs look like"), "{output:?}");
+    assert!(!root.path().join(".forge").exists());
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_failure() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

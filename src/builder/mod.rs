@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 
 use self::workspace::Workspace;
@@ -53,7 +53,7 @@ pub struct BuildOptions {
     pub out: Option<PathBuf>,
     /// Takes the machine of a failed build, if it is wanted.
     pub keeper: Keeper,
-    /// Whether the template also gets its own VMID on the cluster, if that is free.
+    /// Whether the template also gets its own VMID, if that is free; only a cluster has VMIDs.
     pub promote: bool,
 }
 
@@ -69,10 +69,6 @@ pub async fn build(
 ) -> Result<PathBuf, Failure> {
     match &plan.builder.profile.proxmox {
         Some(profile) => proxmox::build(plan, profile, options, workspace, run).await,
-        None if options.promote => Err(Failure::new(
-            Kind::Usage,
-            anyhow!("--promote is for templates on a cluster, and {} builds here", plan.builder.name),
-        )),
         None => qemu::build(plan, options, workspace, run).await,
     }
 }

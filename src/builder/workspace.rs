@@ -218,6 +218,15 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Tells whether a text is a run's ID, as [`Workspace::create`] makes them: `20261121-142109-a1b2c3`.
+#[must_use]
+pub fn is_run_id(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let digits = |part: &str, length| part.len() == length && part.bytes().all(|it| it.is_ascii_digit());
+    let hex = |part: &str| part.len() == 6 && part.bytes().all(|it| it.is_ascii_hexdigit());
+    matches!(parts.as_slice(), [day, time, random] if digits(day, 8) && digits(time, 6) && hex(random))
+}
+
 fn new_id() -> anyhow::Result<String> {
     let mut random = [0_u8; 3];
     getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("asking for random bytes: {error}"))?;
@@ -275,6 +284,14 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_known_from_other_texts() {
+        assert!(is_run_id(&new_id().unwrap()));
+        for text in ["", "..", "20261121-142109", "20261121-142109-a1b2cg", "20261121-142109-a1b2c3-1"] {
+            assert!(!is_run_id(text), "{text}");
+        }
+    }
 
     fn root() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()

@@ -109,7 +109,13 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
     for name in &args.names {
         let loaded = definition::load(&root, name, &inputs)?;
         let builder = plan::choose_builder(args.on.as_deref(), &inputs.env, &loaded.definition);
-        plans.push(plan::resolve(&root, loaded, builder, &selection)?);
+        let plan = plan::resolve(&root, loaded, builder, &selection)?;
+        if args.promote && plan.builder.profile.proxmox.is_none() {
+            let error =
+                anyhow!("--promote is for templates on a cluster, and {} builds here", plan.builder.name);
+            return Err(Failure::new(Kind::Usage, error).hint("name the cluster's profile: --on asgard"));
+        }
+        plans.push(plan);
     }
     Ok(plans)
 }

@@ -98,6 +98,8 @@ pub fn write_json(out: &mut dyn Write, answer: &serde_json::Value) -> Result<(),
 /// Lays out rows so that their columns stand below one another.
 #[must_use]
 pub fn columns(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width_of =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -109,6 +111,12 @@ pub fn columns(rows: &[Vec<String>]) -> String {
         out.push('\n');
     }
     out
+}
+
+/// Returns a text with its control characters as `\u{1b}`: what stands in files must not steer a terminal.
+fn visible(text: &str) -> String {
+    let seen = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(seen).collect()
 }
 
 #[cfg(test)]
@@ -134,5 +142,6 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".to_owned(), "bb".to_owned()], vec!["ccc".to_owned(), "d".to_owned()]];
         assert_eq!(columns(&rows), "a    bb\nccc  d\n");
+        assert_eq!(columns(&[vec!["a\u{1b}[31m\n".to_owned()]]), "a\\u{1b}[31m\\n\n");
     }
 }

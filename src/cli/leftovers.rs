@@ -8,6 +8,7 @@ use serde_json::json;
 use super::common::{Format, FormatArgs, VarArgs, columns, root, say, write_answer, write_json};
 use crate::builder::proxmox::leftovers::{Leftover, Search};
 use crate::builder::proxmox::site;
+use crate::builder::workspace;
 use crate::definition::load_profile;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::Client;
@@ -50,6 +51,10 @@ struct Told {
 /// # Errors
 /// Kind `Infrastructure` when the cluster does not answer, or something could not be removed.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(run) = args.run.as_ref().filter(|run| !workspace::is_run_id(run)) {
+        let error = anyhow::anyhow!("`{run}` is no run's ID");
+        return Err(Failure::new(Kind::Usage, error).hint("IDs look like 20261121-142109-a1b2c3"));
+    }
     let root = root()?;
     let profile = load_profile(&root, &args.on)?;
     let Some(place) = profile.proxmox else {

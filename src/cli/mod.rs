@@ -184,7 +184,7 @@ fn after_long_help() -> String {
         writeln!(text, "  {:>3}  {}", kind.exit_code(), kind.meaning()).ok();
     }
     text + "\nEnvironment:\n  \
-        FORGE_BUILDER     the builder, where --on does not name one\n  \
+        FORGE_BUILDER     the builder of list, plan and build, where --on names none\n  \
         FORGE_CACHE       the folder for downloads; else forge/ in XDG_CACHE_HOME or ~/.cache\n  \
         FORGE_PVE_TOKEN   the API token of a Proxmox builder, USER@REALM!NAME=SECRET; else the user\n                    \
                           and password in FORGE_PVE_USER and FORGE_PVE_PASSWORD\n  \

@@ -110,10 +110,21 @@ pub(crate) struct Findings {
     list: Vec<Finding>,
 }
 
+/// Tells whether a byte of UTF-8 is a control character that is neither white space nor the end of a line.
+fn is_steering(byte: u8) -> bool {
+    byte.is_ascii_control() && !matches!(byte, b'\n' | b'\r' | b'\t')
+}
+
 impl Findings {
     /// Adds a text and returns its number, for [`Span::file`].
     pub(crate) fn add_text(&mut self, name: impl Into<String>, shown: impl Into<String>) -> usize {
-        self.texts.push(SourceText { name: name.into(), shown: shown.into() });
+        let mut shown = shown.into();
+        // What stands in a file must not steer a terminal; a byte for a byte, so that spans stay true.
+        if shown.bytes().any(is_steering) {
+            let plain = shown.bytes().map(|byte| if is_steering(byte) { b'?' } else { byte }).collect();
+            shown = String::from_utf8(plain).unwrap_or_default();
+        }
+        self.texts.push(SourceText { name: name.into(), shown });
         self.texts.len() - 1
     }
 
@@ -474,6 +485,13 @@ mod tests {
         findings.push(Finding::new(Span::new(file, 0..5), "no"));
         let shown = findings.into_diagnostics().unwrap().render(Style::PLAIN);
         assert!(shown.contains("token = *********") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_not_shown() {
+        let mut findings = Findings::default();
+        let file = findings.add_text("a.toml", "a = 'é\u{1b}[31m\u{7}'\t\n");
+        assert_eq!(findings.texts[file].shown, "a = 'é?[31m?'\t\n");
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl Error {
                 forbidden_hints(who, missing.as_deref(), message)
             }
             Self::Unauthorized { who, .. } => vec![format!(
-                "see that {who} exists, is enabled and has not expired: `pveum user list`, `pveum user token \
+                "see that the secret is whole, and that {who} exists, is enabled and has not expired: `pveum user list`, `pveum user token \
                  list USER@REALM`"
             )],
             Self::Tls { seen: Some(seen), .. } => vec![

@@ -113,7 +113,14 @@ impl ServerCertVerifier for Verifier {
         let reason = match &self.policy {
             Policy::Anything => return Ok(ServerCertVerified::assertion()),
             Policy::Pinned(pins) if pins.contains(&seen) => return Ok(ServerCertVerified::assertion()),
-            Policy::Pinned(_) => format!("its certificate has the fingerprint {seen}, which is not pinned"),
+            Policy::Pinned(pins) => {
+                let pins: Vec<_> = pins.iter().map(ToString::to_string).collect();
+                format!(
+                    "its certificate has the fingerprint {seen}, and pinned is {}: it was renewed, or somebody \
+                     is in between",
+                    pins.join(", ")
+                )
+            }
             Policy::Signed(inner) => {
                 match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
                     Ok(verified) => return Ok(verified),

@@ -30,7 +30,13 @@ pub(super) fn cannot_build(name: &str, missing: &[&Finding], has_commands: bool)
     let names: Vec<&str> = missing.iter().map(|finding| finding.name.as_str()).collect();
     let error = anyhow::anyhow!("no build is possible on {name}, for want of {}", names.join(", "));
     let failure = Failure::new(Kind::Infrastructure, error);
-    if has_commands { failure.hint("the commands above give the missing rights") } else { failure }
+    match has_commands {
+        false => failure,
+        true if names.contains(&CREDENTIALS) => {
+            failure.hint("the commands above make a token with the rights that builds need")
+        }
+        true => failure.hint("the commands above give the missing rights"),
+    }
 }
 
 /// Returns the VMIDs that the templates of a root get; those with errors are `forge validate`'s.
@@ -81,7 +87,7 @@ async fn look(root: &Root, profile: &Profile, inputs: &Inputs, wish: &Wish) -> R
     }
     if let Some(error) = who_is_refused {
         let advice = error.hints().join("; ");
-        report.findings.push(Finding::bad("credentials", Level::Missing, error.to_string(), advice));
+        report.findings.push(Finding::bad(CREDENTIALS, Level::Missing, error.to_string(), advice));
         return Ok(report);
     }
     let client = Client::new(settings).map_err(site::failed)?;
@@ -97,6 +103,9 @@ async fn look(root: &Root, profile: &Profile, inputs: &Inputs, wish: &Wish) -> R
     }
     Ok(report)
 }
+
+/// The finding of the token, or of user and password.
+const CREDENTIALS: &str = "credentials";
 
 /// How the finding of an endpoint begins that did not answer.
 const SILENT: &str = "no answer: ";
@@ -129,7 +138,7 @@ async fn without_credentials(
         });
     }
     let advice = failure.hints.join("; ");
-    report.findings.push(Finding::bad("credentials", Level::Missing, failure.to_string(), advice));
+    report.findings.push(Finding::bad(CREDENTIALS, Level::Missing, failure.to_string(), advice));
     report.commands = access::setup(place, &wish.templates);
     Ok(report)
 }
