@@ -3,12 +3,11 @@
 #   make test    everything that must hold: check, the fast tests, the end-to-end builds
 #   make check   formatting, lints, documentation, shell scripts, dependencies
 #   make e2e     the real-machine tier alone: boots real QEMU
-#   make bench   how fast a medium is uploaded, beside curl; on a machine that does nothing else
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := test
-.PHONY: setup demo test check fast e2e bench release
+.PHONY: setup demo test check fast e2e release
 
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 FORGE := target/$(HOST)/release/forge
@@ -55,7 +54,3 @@ ifdef NEXTEST
 else
 	FORGE_RELEASE=$(abspath $(FORGE)) cargo test --locked --test e2e -- --test-threads=1 --nocapture
 endif
-
-bench: release
-	cargo build --release --locked --package pve-sim
-	FORGE_BENCH=1 FORGE_RELEASE=$(abspath $(FORGE)) cargo test --locked --test e2e -- --nocapture upload

@@ -146,7 +146,7 @@ fn a_large_medium_is_uploaded_as_fast_as_by_curl() {
     assert!(ratio >= wanted, "forge's rate is {ratio:.2} of curl's, not {wanted}");
 }
 
-/// Tells whether rates are to be trusted: `make bench`, on a machine that does nothing else.
+/// Tells whether rates are to be trusted: `FORGE_BENCH=1`, on a machine that does nothing else.
 fn is_bench() -> bool {
     std::env::var_os("FORGE_BENCH").is_some()
 }
