@@ -258,6 +258,7 @@ pub async fn look(client: &Client, profile: &Profile, wish: &Wish) -> Result<Sur
     let route = route(client, profile).await;
     Ok(Survey {
         profile: place,
+        emulates: profile.machine.kvm == Some(false),
         wish: wish.clone(),
         who: client.who().to_owned(),
         version,
@@ -289,7 +290,10 @@ async fn nodes(client: &Client, profile: &ProxmoxProfile) -> Result<Vec<NodeView
             && view.is_online
         {
             match storages_and_bridges(client, &name).await {
-                Ok((storages, bridges)) => (view.storages, view.bridges) = (storages, bridges),
+                Ok((storages, bridges)) => {
+                    (view.storages, view.bridges) = (storages, bridges);
+                    view.has_kvm = client.node_status(&name).await.ok().and_then(|status| has_kvm(&status));
+                }
                 // A node that is down, as the cluster will notice in a moment, hides no other.
                 Err(error @ (Error::NotSent { .. } | Error::Unknown { .. })) => {
                     view.trouble = Some(error.to_string());
@@ -300,6 +304,15 @@ async fn nodes(client: &Client, profile: &ProxmoxProfile) -> Result<Vec<NodeView
         views.push(view);
     }
     Ok(views)
+}
+
+/// Reads `cpuinfo.hvm` of a node's status: `1`, or an empty text where there is none.
+fn has_kvm(status: &serde_json::Value) -> Option<bool> {
+    match &status["cpuinfo"]["hvm"] {
+        serde_json::Value::String(hvm) => Some(!matches!(hvm.as_str(), "" | "0")),
+        serde_json::Value::Number(hvm) => Some(hvm.as_u64() != Some(0)),
+        _ => None,
+    }
 }
 
 async fn storages_and_bridges(

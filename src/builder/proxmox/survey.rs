@@ -101,6 +101,8 @@ pub struct NodeView {
     pub storages: Vec<StorageStatus>,
     /// Its bridges, as far as this user may see or use them.
     pub bridges: Vec<Bridge>,
+    /// Whether its processors run guests, where this user may know.
+    pub has_kvm: Option<bool>,
     /// Why nothing is known of them.
     pub trouble: Option<String>,
 }
@@ -203,6 +205,8 @@ pub struct Route {
 #[derive(Debug, Clone)]
 pub struct Survey {
     pub(super) profile: ProxmoxProfile,
+    /// Whether the profile has guests emulated.
+    pub(super) emulates: bool,
     pub(super) wish: Wish,
     /// The user or token that asked.
     pub who: String,
@@ -233,6 +237,7 @@ impl Survey {
             findings.push(self.disk_storage_finding(node));
             findings.push(self.media_storage_finding(node));
             findings.push(self.bridge_finding(node));
+            findings.extend(self.kvm_finding(node));
         }
         findings.extend(self.profile.pool.as_deref().map(|pool| self.pool_finding(pool)));
         findings.push(self.vmids_finding());
@@ -395,6 +400,17 @@ impl Survey {
             return Finding::bad(name, Level::Missing, "there is no such pool", advice);
         }
         Finding::bad(name, Level::Note, "whether it exists cannot be told without Pool.Audit on it", "")
+    }
+
+    /// Proxmox starts no VM on such a node unless it is told not to ask for KVM.
+    fn kvm_finding(&self, node: &NodeView) -> Option<Finding> {
+        let is_wanting = node.has_kvm == Some(false) && !self.emulates;
+        is_wanting.then(|| {
+            let found = format!("the processors of {} run no guests, and builds ask for that", node.name);
+            let advice = "have guests emulated, ten to thirty times slower, by `kvm = false` and `cpu = \"max\"` \
+                          under `[machine]` of the builder profile";
+            Finding::bad("virtualisation", Level::Missing, found, advice)
+        })
     }
 
     fn vmids_finding(&self) -> Finding {

@@ -28,6 +28,7 @@ fn node(name: &str, free_memory: u64) -> NodeView {
             storage("local", "dir", "iso,vztmpl", 20 * GIB),
         ],
         bridges: vec![bridge("vmbr0")],
+        has_kvm: Some(true),
         trouble: None,
     }
 }
@@ -66,6 +67,7 @@ fn survey() -> Survey {
             ours: Some("10.0.0.5".parse().unwrap()),
             advertised: None,
         },
+        emulates: false,
         profile,
     }
 }
@@ -91,6 +93,33 @@ fn where_all_is_well_a_build_has_its_site() {
     assert!(!site.disks.takes_format && site.disks.linked_clones);
     assert!(site.can_download && site.tags_on_create);
     assert_eq!(site.candidates().take(2).map(Vmid::get).collect::<Vec<_>>(), [9000, 9001]);
+}
+
+#[test]
+fn a_range_with_a_templates_vmid_is_refused() {
+    let mut survey = survey();
+    survey.profile.vmids = "90000-90010".to_owned();
+    let found = finding(&survey, "VMIDs 90000-90010");
+    assert_eq!((found.level, found.found.contains("90001 is a template's own")), (Level::Missing, true));
+}
+
+#[test]
+fn a_node_without_virtualisation_is_told_before_anything_is_uploaded() {
+    for (has_kvm, emulates, is_missing) in [
+        (Some(false), false, true),
+        (Some(false), true, false),
+        (Some(true), false, false),
+        (None, false, false),
+    ] {
+        let mut survey = survey();
+        survey.nodes[0].has_kvm = has_kvm;
+        survey.emulates = emulates;
+        let found = survey.findings().into_iter().find(|finding| finding.name == "virtualisation");
+        assert_eq!(found.is_some(), is_missing, "{found:?}");
+        assert!(
+            found.is_none_or(|it| it.level == Level::Missing && it.advice.unwrap().contains("kvm = false"))
+        );
+    }
 }
 
 #[test]
