@@ -94,7 +94,10 @@ impl Cluster<'_> {
         uuid: &str,
         make: Make<'_>,
     ) -> Result<OwnVm, Failure> {
-        for vmid in in_turn(self.site.candidates().collect(), random()) {
+        // Not what the run has already: after a lost answer it would be taken for what was to be made.
+        let own: Vec<Vmid> = self.journal.open().into_iter().map(|entry| entry.vmid).collect();
+        let free = self.site.candidates().filter(|vmid| !own.contains(vmid)).collect();
+        for vmid in in_turn(free, random()) {
             if let Some(own) = self.make_at(run, vmid, purpose, uuid, make).await? {
                 return Ok(own);
             }
