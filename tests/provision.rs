@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use forge::communicator::{Communicator, CommunicatorError, EXEC_INPUT_MAX, Exec, Output, PUT_FILE_MAX};
 use forge::definition::{Packages, Reboot, Seal, Shell, Step, Upload};
 use forge::failure::Failure;
-use forge::provision::{Bulk, Content, Context, Offer, Place, ProvisionError, apply, seal};
+use forge::provision::{Bulk, Content, Context, Feed, Offer, Place, ProvisionError, apply, seal};
+use forge::seed::server::{Reach, Server, Settings};
 use futures_util::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
 
@@ -135,6 +136,7 @@ struct Bench {
     retries: Mutex<Vec<String>>,
     secrets: Vec<String>,
     bulk: Option<FileServer>,
+    sink: Option<Sink>,
 }
 
 impl Bench {
@@ -147,6 +149,7 @@ impl Bench {
             retries: Mutex::default(),
             secrets: Vec::new(),
             bulk: None,
+            sink: None,
         }
     }
 
@@ -171,7 +174,10 @@ impl Bench {
         let cx = Context {
             guest: &self.host,
             folder: guest.to_str().unwrap(),
-            bulk: self.bulk.as_ref().map(|bulk| bulk as &dyn Bulk),
+            bulk: match (&self.bulk, &self.sink) {
+                (Some(bulk), _) => Some(bulk),
+                (None, sink) => sink.as_ref().map(|sink| sink as &dyn Bulk),
+            },
             root: self.folder.path(),
             output: &show,
             log: &log,
@@ -245,6 +251,68 @@ async fn output_is_live_and_whole() {
     let first = shown[0].0 - start;
     assert!(first < Duration::from_secs(1), "the first line came after {first:?}");
     assert_eq!(*bench.logged.lock().unwrap(), ["one", "two", "three"]);
+    bench.assert_clean();
+}
+
+/// Takes what scripts print, until it is stopped; offers nothing.
+struct Sink(Mutex<Option<Server>>);
+
+impl Sink {
+    async fn start(folder: &Path) -> Self {
+        let reach = Reach::Towards("127.0.0.1".parse().unwrap());
+        let (server, _) = Server::start(Settings::new(reach, folder).unwrap()).await.unwrap();
+        Self(Mutex::new(Some(server)))
+    }
+}
+
+impl Bulk for Sink {
+    fn offer(&self, _content: Content) -> Option<Offer> {
+        None
+    }
+
+    fn receive(&self) -> Option<Feed> {
+        let (inlet, pieces) = self.0.lock().unwrap().as_ref()?.receive();
+        Some(Feed { url: inlet.url().to_owned(), pieces, guard: Box::new(inlet) })
+    }
+}
+
+const COUNTING: &str = "for number in $(seq 20); do echo $number; sleep 0.3; done; exit 7";
+
+fn twenty() -> Vec<String> {
+    (1..=20).map(|number| number.to_string()).collect()
+}
+
+#[tokio::test]
+async fn output_that_the_guest_sends_is_not_asked_for() {
+    let mut bench = Bench::new();
+    bench.sink = Some(Sink::start(bench.folder.path()).await);
+    let error = bench.run(SH, COUNTING).await.unwrap_err();
+    assert!(matches!(error, ProvisionError::Failed { code: 7, .. }), "{error}");
+    assert_eq!(bench.shown(), twenty());
+    let calls = bench.host.calls.load(Ordering::Relaxed);
+    println!("{calls} calls");
+    assert!(calls < 18, "{calls} calls: asked for, they are more than thirty");
+    bench.assert_clean();
+    let settings = format!("--config {}", bench.path("run").display());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while is_running(&settings) {
+        assert!(Instant::now() < deadline, "curl is left in the guest");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn output_that_does_not_arrive_is_read_and_nothing_is_shown_twice() {
+    let mut bench = Bench::new();
+    bench.sink = Some(Sink::start(bench.folder.path()).await);
+    let stopping = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let server = bench.sink.as_ref().unwrap().0.lock().unwrap().take();
+        server.unwrap().stop().await;
+    };
+    let (result, ()) = tokio::join!(bench.run(SH, COUNTING), stopping);
+    assert!(matches!(result, Err(ProvisionError::Failed { code: 7, .. })), "{result:?}");
+    assert_eq!(bench.shown(), twenty());
     bench.assert_clean();
 }
 

@@ -142,6 +142,11 @@ impl provision::Bulk for OverHttp<'_> {
         let offer = self.0.offer(&name, content).ok()?;
         Some(provision::Offer { url: offer.url().to_owned(), guard: Box::new(offer) })
     }
+
+    fn receive(&self) -> Option<provision::Feed> {
+        let (inlet, pieces) = self.0.receive();
+        Some(provision::Feed { url: inlet.url().to_owned(), pieces, guard: Box::new(inlet) })
+    }
 }
 
 /// Returns what a person reads while a step runs.

@@ -7,6 +7,7 @@
 
 mod lines;
 mod marks;
+mod output;
 mod packages;
 mod reboot;
 mod script;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 pub use script::{Script, script};
 pub(crate) use transfer::parse_base64;
-pub use transfer::{Bulk, Content, Offer};
+pub use transfer::{Bulk, Content, Feed, Offer};
 
 use crate::communicator::{Communicator, CommunicatorError};
 use crate::definition::{Seal, Shell, Step};

@@ -5,9 +5,10 @@
 //!
 //! ```text
 //! start.sh ─► runner.sh ─► INTERPRETER script        (detached, in a session of its own)
-//!                 │              └─► log
-//!                 └─► pid, code
-//! poll.sh   reads log from an offset on, and code    (every 0.1 to 1 s)
+//!      │          │              └─► log
+//!      │          └─► pid, code
+//!      └────► push.sh   sends the log as it grows    (where forge is reached over HTTP)
+//! poll.sh   reads log from an offset on, and code    (every 0.1 to 1 s; every 10 s while it is sent)
 //! stop.sh   ends what is left of the session
 //! ```
 
@@ -20,12 +21,15 @@ use uuid::Uuid;
 
 use super::lines::{Lines, Mask};
 use super::marks::{self, Marked};
+use super::output::Output as Printed;
+use super::transfer::{Bulk, Feed};
 use super::{Context, Place, ProvisionError, is_transient, mask, shell_quote, transfer};
 use crate::communicator::{CommunicatorError, EXEC_INPUT_MAX, Exec, Output};
 
 const START: &str = include_str!("guest/start.sh");
 const RUNNER: &str = include_str!("guest/runner.sh");
 const POLL: &str = include_str!("guest/poll.sh");
+const PUSH: &str = include_str!("guest/push.sh");
 const STOP: &str = include_str!("guest/stop.sh");
 const ERROR_TRAP: &str = include_str!("guest/errtrap.sh");
 
@@ -34,9 +38,6 @@ const POLL_BYTES: usize = 48 * 1024;
 
 /// How long the guest is left alone between two looks.
 const POLL_PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(1);
-
-/// How long an unfinished line may stand before it is shown.
-const UNFINISHED: Duration = Duration::from_millis(800);
 
 /// How long one short command of forge's own may take.
 const SHORT: Duration = Duration::from_secs(30);
@@ -73,8 +74,10 @@ pub async fn script(what: &Script<'_>, timeout: Duration, cx: &Context<'_>) -> R
         deadline: Instant::now() + timeout,
     };
     let marked = run.marked();
-    let result = match run.start(marked.as_ref().map_or(what.text, |marked| &marked.text)).await {
-        Ok(()) => run.watch(timeout, marked.as_ref()).await,
+    let feed = cx.bulk.and_then(Bulk::receive);
+    let text = marked.as_ref().map_or(what.text, |marked| &marked.text);
+    let result = match run.start(text, feed.as_ref()).await {
+        Ok(()) => run.watch(timeout, marked.as_ref(), feed).await,
         Err(error) => Err(error),
     };
     // A machine that is gone took the folder along, and the first error says more than a second.
@@ -145,18 +148,20 @@ impl Run<'_> {
         Ok(text)
     }
 
-    async fn start(&self, text: &str) -> Result<(), ProvisionError> {
+    async fn start(&self, text: &str, feed: Option<&Feed>) -> Result<(), ProvisionError> {
         if self.what.interpreter.is_empty() {
             return Err(ProvisionError::Invalid(format!("{}: `interpreter` is empty", self.what.name)));
         }
         let mut input = transfer::base64(self.environment()?.as_bytes()).into_bytes();
+        input.push(b'\n');
+        input.extend(transfer::base64(feed.map(push_settings).unwrap_or_default().as_bytes()).into_bytes());
         input.push(b'\n');
         if input.len() + text.len() <= EXEC_INPUT_MAX {
             input.extend_from_slice(text.as_bytes());
         } else {
             transfer::put_parts(&self.folder, text.as_bytes(), self.deadline, self.cx).await?;
         }
-        let mut command = shell_command(START, [self.folder.as_str(), RUNNER]).stdin(input);
+        let mut command = shell_command(START, [self.folder.as_str(), RUNNER, PUSH]).stdin(input);
         command.argv.extend_from_slice(self.what.interpreter);
         let name = format!("starting {}", self.what.name);
         expect_success(&command, &name, self.deadline, self.cx).await?;
@@ -164,37 +169,38 @@ impl Run<'_> {
     }
 
     /// Follows the script to its end or its deadline.
-    async fn watch(&self, timeout: Duration, marked: Option<&Marked>) -> Result<(), ProvisionError> {
-        let mut lines = Lines::new(
+    async fn watch(
+        &self,
+        timeout: Duration,
+        marked: Option<&Marked>,
+        feed: Option<Feed>,
+    ) -> Result<(), ProvisionError> {
+        let lines = Lines::new(
             self.mask,
             (format!("{}/script", self.folder), self.what.name),
             self.cx.output,
             self.cx.log,
         );
-        let mut offset = 0;
+        let mut printed = Printed::new(lines, feed);
         let mut pause = *POLL_PAUSE.start();
-        let mut shown = Instant::now();
         loop {
-            sleep(pause).await;
-            let look = self.look(offset).await?;
-            offset += look.output.len();
-            lines.push(&look.output);
+            printed.wait(pause, self.deadline).await;
+            let look = self.look(printed.passed()).await?;
+            printed.read(&look.output);
             if !look.output.is_empty() {
-                (shown, pause) = (Instant::now(), *POLL_PAUSE.start());
-            } else if shown.elapsed() > UNFINISHED {
-                lines.flush();
+                pause = *POLL_PAUSE.start();
             }
             pause = (pause * 3 / 2).min(*POLL_PAUSE.end());
             match look.state {
                 State::Running if Instant::now() >= self.deadline => {
-                    let (name, tail) = (self.what.name.to_owned(), lines.finish());
+                    let (name, tail) = (self.what.name.to_owned(), printed.finish());
                     return Err(ProvisionError::TimedOut { name, after: timeout, tail });
                 }
                 _ if look.output.len() >= POLL_BYTES => pause = Duration::ZERO,
                 State::Running => {}
-                State::Ended(code) => return self.judge(code, look.note, marked, lines),
-                State::Lost => return Err(self.vanished("its processes were killed", lines)),
-                State::Missing => return Err(self.vanished("did the guest restart?", lines)),
+                State::Ended(code) => return self.judge(code, look.note, marked, printed),
+                State::Lost => return Err(self.vanished("its processes were killed", printed)),
+                State::Missing => return Err(self.vanished("did the guest restart?", printed)),
             }
         }
     }
@@ -233,9 +239,9 @@ impl Run<'_> {
         code: i32,
         note: Option<(i32, usize)>,
         marked: Option<&Marked>,
-        lines: Lines<'_>,
+        printed: Printed<'_>,
     ) -> Result<(), ProvisionError> {
-        let tail = lines.finish();
+        let tail = printed.finish();
         if self.what.exit_codes.contains(&code) {
             return Ok(());
         }
@@ -253,9 +259,16 @@ impl Run<'_> {
         Err(ProvisionError::Failed { name: self.what.name.to_owned(), code, place, tail })
     }
 
-    fn vanished(&self, reason: &'static str, lines: Lines<'_>) -> ProvisionError {
-        ProvisionError::Vanished { name: self.what.name.to_owned(), reason, tail: lines.finish() }
+    fn vanished(&self, reason: &'static str, printed: Printed<'_>) -> ProvisionError {
+        ProvisionError::Vanished { name: self.what.name.to_owned(), reason, tail: printed.finish() }
     }
+}
+
+/// Returns how the guest's curl sends what a script prints. It is told by a file: every process may read
+/// argv.
+fn push_settings(feed: &Feed) -> String {
+    let url = &feed.url;
+    format!("url = \"{url}\"\nupload-file = \"-\"\nheader = \"Expect:\"\nconnect-timeout = 5\nsilent\n")
 }
 
 /// Returns `sh -c TEXT forge ARGUMENT…`.

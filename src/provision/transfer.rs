@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::script::{expect_success, shell_command};
@@ -15,6 +16,28 @@ use crate::communicator::{CommunicatorError, PUT_FILE_MAX};
 pub trait Bulk: Send + Sync {
     /// Offers content until the offer's guard is dropped; `None` when the guest cannot be served.
     fn offer(&self, content: Content) -> Option<Offer>;
+
+    /// Takes what a script prints, in one request; `None` when the guest cannot send it.
+    fn receive(&self) -> Option<Feed> {
+        None
+    }
+}
+
+/// What a script prints, as the guest sends it.
+pub struct Feed {
+    /// Where the guest sends it to; nobody can guess it.
+    pub url: String,
+    /// Its pieces, from its beginning: first an empty one, when the guest begins to send. They end with
+    /// the script, or when the guest is not heard any more.
+    pub pieces: mpsc::Receiver<Bytes>,
+    /// Takes the address away when dropped.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed").finish_non_exhaustive()
+    }
 }
 
 /// Content to offer.

@@ -76,6 +76,24 @@ fn a_promotion_makes_the_template_once_and_the_next_build_uses_the_media_again()
 }
 
 #[test]
+fn what_a_guest_sends_is_not_asked_for() {
+    let node = Node::new(&Setting::default());
+    let mut build = node.start(&["--var", "fault=chatty"]);
+    build.wait_for_step("step:greet");
+    let before = node.simulator.requests().len();
+    build.wait_for_step("step:upload");
+    let requests = node.simulator.requests();
+    let looks = requests[before..].iter().filter(|request| request.path.ends_with("/agent/exec")).count();
+    drop(build);
+    let log = fs::read_to_string(node.root.evidence().join("guest.log")).unwrap();
+    let lines: Vec<_> = log.lines().filter(|line| line.starts_with("line ")).collect();
+    assert_eq!(lines, (1..=12).map(|number| format!("line {number}")).collect::<Vec<_>>());
+    println!("{looks} commands in all");
+    // The node's time runs faster than the guest's: asked for, it would be several a second.
+    assert!(looks < 14, "{looks} commands in six seconds: {:#?}", &requests[before..]);
+}
+
+#[test]
 fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
     let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
     // Something on the way takes every connection, as some networks do.

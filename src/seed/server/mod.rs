@@ -5,17 +5,20 @@
 //! POST /<token>/report   one installer report         204, at once: a slow answer freezes the installer
 //! PUT  /<token>/logs     the log archive (or POST)    204; 413 beyond the limit, what came is kept
 //! POST /<token>/ready    the guest agent runs         204, at once, however often
+//! POST /<token>/output/… what a script prints (or PUT) 204 at its end; each address once
 //! anything else                                       404, always the same
 //! ```
 //!
 //! The token is 160 random bits, new for each server, and compared in constant time; it is never
-//! in an event. Every request becomes one [`ServerEvent`]. Paths are compared as they are sent:
+//! in an event. Every request becomes one [`ServerEvent`],
+//! but what scripts print: that goes to whoever asked for it. Paths are compared as they are sent:
 //! there is nothing to decode, so nothing to traverse. Uploads and files of any size pass in
 //! constant memory.
 
 mod address;
 mod body;
 mod logs;
+mod output;
 mod request;
 
 use std::collections::HashMap;
@@ -35,6 +38,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use address::{Reach, Settings, local_address_towards};
+pub use output::Inlet;
 
 use super::installer::InstallerReport;
 
@@ -46,6 +50,9 @@ pub const LOGS: &str = "logs";
 
 /// The path under the token that the installed system calls when its guest agent has started.
 pub const READY: &str = "ready";
+
+/// The folder under the token that takes what scripts print.
+pub const OUTPUT: &str = "output";
 
 /// Why the server cannot start or offer a file.
 #[derive(Debug, thiserror::Error)]
@@ -195,6 +202,7 @@ impl Drop for Offer {
 struct Shared {
     token: String,
     offers: Mutex<HashMap<String, Content>>,
+    inlets: Mutex<HashMap<String, mpsc::Sender<Bytes>>>,
     settings: Settings,
     uploads: AtomicU32,
     events: mpsc::UnboundedSender<ServerEvent>,
@@ -204,6 +212,10 @@ struct Shared {
 impl Shared {
     fn offers(&self) -> std::sync::MutexGuard<'_, HashMap<String, Content>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inlets(&self) -> std::sync::MutexGuard<'_, HashMap<String, mpsc::Sender<Bytes>>> {
+        self.inlets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends an event; nobody may be listening any more, and that is fine.
@@ -230,6 +242,7 @@ impl Server {
         let shared = Arc::new(Shared {
             token,
             offers: Mutex::default(),
+            inlets: Mutex::default(),
             settings,
             uploads: AtomicU32::new(0),
             events,
@@ -291,12 +304,24 @@ impl Server {
             return refused("each part of its path may have A-Z a-z 0-9 . _ - and must not begin with a dot");
         }
         let mut offers = self.shared.offers();
-        if [REPORT, LOGS, READY].contains(&name) || offers.contains_key(name) {
+        let top = name.split('/').next().unwrap_or_default();
+        if [REPORT, LOGS, READY].contains(&name) || top == OUTPUT || offers.contains_key(name) {
             return refused("that name is taken");
         }
         offers.insert(name.to_owned(), content.into());
         drop(offers);
         Ok(Offer { shared: Arc::clone(&self.shared), name: name.to_owned(), url: self.url(name) })
+    }
+
+    /// Returns an address for what a script prints, and what arrives there: first an empty piece, when the
+    /// guest begins to send; the end, when it has ended or its connection is lost.
+    #[must_use]
+    pub fn receive(&self) -> (Inlet, mpsc::Receiver<Bytes>) {
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let (sender, receiver) = output::pieces();
+        self.shared.inlets().insert(name.clone(), sender);
+        let url = self.url(&format!("{OUTPUT}/{name}"));
+        (Inlet { shared: Arc::clone(&self.shared), name, url }, receiver)
     }
 
     /// Stops: frees the port, lets answers under way finish for a moment, then ends all connections.

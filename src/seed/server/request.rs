@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 
 use super::body::{Answer, Sending};
-use super::{Activity, InstallerReport, LOGS, READY, REPORT, ServerEvent, Shared, logs};
+use super::{Activity, InstallerReport, LOGS, OUTPUT, READY, REPORT, ServerEvent, Shared, logs, output};
 
 /// The most bytes of one installer report.
 const REPORT_MAX: usize = 1024 * 1024;
@@ -27,6 +27,7 @@ enum Wanted<'a> {
     Report,
     Logs,
     Ready,
+    Output(&'a str),
 }
 
 /// Answers one request; every request becomes one event.
@@ -45,6 +46,13 @@ pub(super) async fn answer(
         Some(Wanted::Ready) => {
             shared.tell(ServerEvent::Ready { peer });
             plain(StatusCode::NO_CONTENT)
+        }
+        Some(Wanted::Output(name)) => {
+            let sender = shared.inlets().remove(name);
+            match sender {
+                Some(sender) => return Ok(output::take(request.into_body(), sender, activity).await),
+                None => plain_and_close(StatusCode::NOT_FOUND),
+            }
         }
         Some(Wanted::File(name)) => {
             let content = shared.offers().get(name).cloned();
@@ -71,6 +79,9 @@ fn wanted<'a>(token: &str, path: &'a str, has_query: bool, method: &Method) -> O
     let (given, name) = path.strip_prefix('/')?.split_once('/')?;
     if !bool::from(given.as_bytes().ct_eq(token.as_bytes())) || has_query {
         return None;
+    }
+    if let Some(name) = name.strip_prefix(OUTPUT).and_then(|rest| rest.strip_prefix('/')) {
+        return [Method::POST, Method::PUT].contains(method).then_some(Wanted::Output(name));
     }
     match (name, method) {
         (REPORT, &Method::POST) => Some(Wanted::Report),

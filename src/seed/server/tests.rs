@@ -216,9 +216,10 @@ async fn nonsense_is_no_trouble() {
 async fn names_that_could_mislead_are_not_offered() {
     let fixture = start().await;
     let _taken = fixture.server.offer("taken", Vec::new()).unwrap();
-    for name in
-        ["", "/", "../x", "a/../b", ".hidden", "a//b", "a b", "ä", "report", "logs", "ready", "taken", "a?b"]
-    {
+    for name in [
+        "", "/", "../x", "a/../b", ".hidden", "a//b", "a b", "ä", "report", "logs", "ready", "output",
+        "output/x", "taken", "a?b",
+    ] {
         assert!(fixture.server.offer(name, Vec::new()).is_err(), "{name}");
     }
 }
@@ -258,6 +259,46 @@ async fn a_guest_says_that_it_is_ready_at_once_and_as_often_as_it_likes() {
         let peer = stream.local_addr().unwrap();
         assert_eq!(fixture.event().await, ServerEvent::Ready { peer });
     }
+}
+
+/// Begins to send what a script prints; returns the connection, what arrives, and the address.
+async fn begin_to_print(fixture: &Fixture) -> (TcpStream, mpsc::Receiver<Bytes>, output::Inlet) {
+    let (inlet, mut pieces) = fixture.server.receive();
+    let (_, path) = inlet.url().split_at(inlet.url().find(fixture.token()).unwrap() - 1);
+    let mut stream = fixture.connect().await;
+    let head = format!("PUT {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let first = timeout(Duration::from_secs(5), pieces.recv()).await.expect("its beginning in time");
+    assert_eq!(first, Some(Bytes::new()));
+    (stream, pieces, inlet)
+}
+
+#[tokio::test]
+async fn what_a_script_prints_arrives_while_it_is_printed() {
+    let mut fixture = start_with(|settings| settings.idle_timeout = Duration::from_millis(150)).await;
+    let (mut stream, mut pieces, inlet) = begin_to_print(&fixture).await;
+    for _ in 0..2 {
+        stream.write_all(b"4\r\none\n\r\n").await.unwrap();
+        assert_eq!(pieces.recv().await.unwrap(), "one\n");
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 204 No Content\r\n"));
+    assert_eq!(pieces.recv().await, None);
+    let name = inlet.url().split_once(fixture.token()).unwrap().1[1..].to_owned();
+    assert!(fixture.ask("PUT", &name).await.starts_with("HTTP/1.1 404"), "each address is there once");
+    assert_eq!(refusal(&fixture.event().await).2, 404);
+}
+
+#[tokio::test]
+async fn a_script_that_is_not_heard_any_more_has_nothing_more_to_say() {
+    let fixture = start().await;
+    let (stream, mut pieces, _inlet) = begin_to_print(&fixture).await;
+    drop(stream);
+    assert_eq!(timeout(Duration::from_secs(5), pieces.recv()).await.expect("the end in time"), None);
+    let (inlet, pieces) = fixture.server.receive();
+    let name = inlet.url().split_once(fixture.token()).unwrap().1[1..].to_owned();
+    drop((inlet, pieces));
+    assert!(fixture.ask("POST", &name).await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]
