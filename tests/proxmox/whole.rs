@@ -159,11 +159,10 @@ const NEEDED: u64 = 100;
 fn assert_requests_are_few(node: &Node, ended: &Ended) {
     let table = fs::read_to_string(node.root.evidence().join("requests.txt")).unwrap();
     let requests = node.simulator.requests();
-    let told = format!("{} requests to the Proxmox API; requests.txt lists them", requests.len());
-    assert!(ended.notes().any(|said| said == told), "not `{told}`: {table}");
+    let counted = format!("{} requests to the Proxmox API; requests.txt lists them", requests.len());
+    assert!(ended.notes().any(|told| told == counted), "not `{counted}`: {table}");
     assert!(table.trim_end().ends_with(&format!("{}  in all", requests.len())), "{table}");
     let most = NEEDED + ended.wall.as_secs() * u64::from(node.faster);
-    println!("{} requests, {most} at most in {:?}", requests.len(), ended.wall);
     assert!(
         requests.len() as u64 <= most,
         "{} are more than {most} in {:?}:\n{table}",
