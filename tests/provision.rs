@@ -255,13 +255,16 @@ async fn output_is_live_and_whole() {
 }
 
 /// Takes what scripts print, until it is stopped; offers nothing.
-struct Sink(Mutex<Option<Server>>);
+struct Sink {
+    server: Mutex<Option<Server>>,
+    asked: AtomicUsize,
+}
 
 impl Sink {
     async fn start(folder: &Path) -> Self {
         let reach = Reach::Towards("127.0.0.1".parse().unwrap());
         let (server, _) = Server::start(Settings::new(reach, folder).unwrap()).await.unwrap();
-        Self(Mutex::new(Some(server)))
+        Self { server: Mutex::new(Some(server)), asked: AtomicUsize::new(0) }
     }
 }
 
@@ -271,7 +274,8 @@ impl Bulk for Sink {
     }
 
     fn receive(&self) -> Option<Feed> {
-        let (inlet, pieces) = self.0.lock().unwrap().as_ref()?.receive();
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let (inlet, pieces) = self.server.lock().unwrap().as_ref()?.receive();
         Some(Feed { url: inlet.url().to_owned(), pieces, guard: Box::new(inlet) })
     }
 }
@@ -307,13 +311,27 @@ async fn output_that_does_not_arrive_is_read_and_nothing_is_shown_twice() {
     bench.sink = Some(Sink::start(bench.folder.path()).await);
     let stopping = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let server = bench.sink.as_ref().unwrap().0.lock().unwrap().take();
+        let server = bench.sink.as_ref().unwrap().server.lock().unwrap().take();
         server.unwrap().stop().await;
     };
     let (result, ()) = tokio::join!(bench.run(SH, COUNTING), stopping);
     assert!(matches!(result, Err(ProvisionError::Failed { code: 7, .. })), "{result:?}");
     assert_eq!(bench.shown(), twenty());
     bench.assert_clean();
+}
+
+#[tokio::test]
+async fn what_may_print_a_secret_is_not_sent_in_the_clear() {
+    let mut bench = Bench::new();
+    bench.sink = Some(Sink::start(bench.folder.path()).await);
+    bench.secrets = vec!["hunter2".to_owned()];
+    for (value, asked) in [("token=hunter2", 0), ("nothing", 1)] {
+        let mut step = shell(SH, "echo $VALUE");
+        step.shell.as_mut().unwrap().env.insert("VALUE".to_owned(), value.to_owned());
+        bench.apply(&step, Duration::from_secs(30)).await.unwrap();
+        assert_eq!(bench.sink.as_ref().unwrap().asked.load(Ordering::Relaxed), asked, "{value}");
+    }
+    assert_eq!(bench.shown(), ["token=••••", "nothing"]);
 }
 
 #[tokio::test]

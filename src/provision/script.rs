@@ -74,7 +74,7 @@ pub async fn script(what: &Script<'_>, timeout: Duration, cx: &Context<'_>) -> R
         deadline: Instant::now() + timeout,
     };
     let marked = run.marked();
-    let feed = cx.bulk.and_then(Bulk::receive);
+    let feed = if run.knows_secret() { None } else { cx.bulk.and_then(Bulk::receive) };
     let text = marked.as_ref().map_or(what.text, |marked| &marked.text);
     let result = match run.start(text, feed.as_ref()).await {
         Ok(()) => run.watch(timeout, marked.as_ref(), feed).await,
@@ -127,6 +127,12 @@ impl Run<'_> {
 
     fn interpreter_name(&self) -> Option<&str> {
         self.what.interpreter.first().and_then(|program| Path::new(program).file_name()?.to_str())
+    }
+
+    /// Tells whether a secret is in the environment. What the script prints may hold it, and the way over
+    /// forge's HTTP is not encrypted.
+    fn knows_secret(&self) -> bool {
+        self.what.env.values().any(|value| self.mask.apply(value) != *value)
     }
 
     /// Returns the environment as shell text: it may hold secrets, which argv must not.
