@@ -9,11 +9,11 @@ use pve_sim::Request;
 
 use crate::build::{MEMORY_MAX_KIB, folder, forge, large_medium, root, run, simulator};
 
-/// What forge's rate must be of curl's, at least, where nothing else is at work.
+/// What forge's rate must be of curl's, at least.
 const RATIO: f64 = 0.9;
 
-/// And anywhere.
-const RATIO_ANYWHERE: f64 = 0.4;
+/// How often both upload at the most: a machine may do something else for a while. The best of each counts.
+const ROUNDS: usize = 4;
 
 /// The build ends once its medium is there.
 const FAULTS: &str = "[[rule]]\nmethod = \"POST\"\npath = \"/nodes/*/qemu\"\naction = \"refuse\"\nstatus = 500\nmessage = \"enough\"\n";
@@ -122,31 +122,32 @@ impl Node {
 #[test]
 fn a_large_medium_is_uploaded_as_fast_as_by_curl() {
     let (medium, digest) = large_medium();
-    let node = Node::start();
-    node.upload_by_curl(&medium, &digest);
-    let memory_kib = node.upload_by_forge(&medium, &digest);
-    let took = node.end();
-    let [mut curl, mut own, _stub] = took[..] else { panic!("{took:?}") };
-    let wanted = if is_bench() {
-        // The better of two, and the other way round: a disk may be busy with what was before.
-        let node = Node::start();
-        node.upload_by_forge(&medium, &digest);
-        node.upload_by_curl(&medium, &digest);
-        let took = node.end();
-        let [own_again, _stub, curl_again] = took[..] else { panic!("{took:?}") };
-        (curl, own) = (curl.min(curl_again), own.min(own_again));
-        RATIO
-    } else {
-        RATIO_ANYWHERE
-    };
     let gib = fs::metadata(&medium).expect("a medium").len() as f64 / f64::from(1 << 30);
-    let ratio = curl / own;
-    println!("{gib:.1} GiB: forge {own:.2} s in {memory_kib} KiB, curl {curl:.2} s: {ratio:.2} of its rate");
-    assert!(memory_kib > 0 && memory_kib < MEMORY_MAX_KIB, "{memory_kib} KiB");
-    assert!(ratio >= wanted, "forge's rate is {ratio:.2} of curl's, not {wanted}");
-}
-
-/// Tells whether rates are to be trusted: `FORGE_BENCH=1`, on a machine that does nothing else.
-fn is_bench() -> bool {
-    std::env::var_os("FORGE_BENCH").is_some()
+    let (mut own, mut curl) = (f64::INFINITY, f64::INFINITY);
+    for round in 0..ROUNDS {
+        let node = Node::start();
+        // A disk may be busy with what was before, so each is the first in turn.
+        let curl_first = round % 2 == 0;
+        if curl_first {
+            node.upload_by_curl(&medium, &digest);
+        }
+        let memory_kib = node.upload_by_forge(&medium, &digest);
+        if !curl_first {
+            node.upload_by_curl(&medium, &digest);
+        }
+        let took = node.end();
+        // forge uploads the stub of its seed, too, right after the medium.
+        let [first, second, third] = took[..] else { panic!("{took:?}") };
+        let (curl_now, own_now) = if curl_first { (first, second) } else { (third, first) };
+        (own, curl) = (own.min(own_now), curl.min(curl_now));
+        let ratio = curl / own;
+        println!(
+            "{gib:.1} GiB: forge {own:.2} s in {memory_kib} KiB, curl {curl:.2} s: {ratio:.2} of its rate"
+        );
+        assert!(memory_kib > 0 && memory_kib < MEMORY_MAX_KIB, "{memory_kib} KiB");
+        if ratio >= RATIO {
+            return;
+        }
+    }
+    panic!("forge's rate is below {RATIO} of curl's");
 }
