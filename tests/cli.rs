@@ -15,6 +15,10 @@ use forge::failure::Kind;
 use forge::run::Cancel;
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Answers that the installer takes.
+const ANSWERS: &str = "#cloud-config\nautoinstall:\n  version: 1\n  shutdown: poweroff\n  \
+    identity: {hostname: x, username: odin, password: \"*\"}\n";
+
 /// Returns forge in a clean environment.
 fn forge(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
@@ -231,7 +235,7 @@ fn root_with_a_folder_as_medium() -> tempfile::TempDir {
     );
     for (path, content) in [
         ("templates/x/template.toml", template.as_str()),
-        ("http/x/autoinstall.yaml.j2", "autoinstall:\n  version: 1\n"),
+        ("http/x/autoinstall.yaml.j2", ANSWERS),
         ("hardening/seal.sh", "#!/bin/sh\n"),
         ("isos/image.iso", ""),
     ] {

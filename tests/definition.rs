@@ -91,6 +91,42 @@ fn bad_definitions_say_what_is_wrong() {
     }
 }
 
+/// Returns what a person reads about the template `x` of a root that `prepare` fills.
+fn refused(prepare: impl FnOnce(&Path)) -> String {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("templates/x")).unwrap();
+    prepare(&root.path().join("templates"));
+    let failure = check(&Root::at(root.path()).unwrap(), "x", &Inputs::default(), &[].into()).unwrap_err();
+    diagnostics(&failure).unwrap().to_string()
+}
+
+#[test]
+fn what_is_no_definition_is_refused_before_it_is_read() {
+    let pipe = refused(|templates| {
+        let made = std::process::Command::new("mkfifo").arg(templates.join("x/template.toml")).status();
+        assert!(made.unwrap().success());
+    });
+    assert!(pipe.contains("it is a pipe, a socket or a device, not a file"), "{pipe}");
+    let large = refused(|templates| {
+        let file = std::fs::File::create(templates.join("x/template.toml")).unwrap();
+        file.set_len(300 << 20).unwrap();
+    });
+    assert!(large.contains("it has 300 MiB, and forge reads at most 4") && large.len() < 1000, "{large}");
+}
+
+#[test]
+fn a_long_row_of_templates_is_refused() {
+    let message = refused(|templates| {
+        for index in 0..400 {
+            let name = if index == 0 { "x".to_owned() } else { format!("t{index}") };
+            std::fs::create_dir_all(templates.join(&name)).unwrap();
+            let text = format!("schema = 1\nabstract = true\nextends = \"t{}\"\n", index + 1);
+            std::fs::write(templates.join(name).join("template.toml"), text).unwrap();
+        }
+    });
+    assert!(message.contains("the 16th template in a row"), "{message}");
+}
+
 fn plan_of(case: &Path, name: &str, inputs: &Inputs, selection: &Selection) -> Plan {
     let root = Root::at(case).unwrap();
     let loaded = load(&root, name, inputs).unwrap_or_else(|failure| panic!("{}: {failure}", case.display()));
@@ -586,6 +622,9 @@ fn two_templates_with_one_vmid_are_refused_with_both_places() {
         assert!(end.stderr.contains(place) && end.stderr.contains(help), "{}", end.stderr);
         assert!(out.contains("ok     template  web\nwrong  template  web2"), "{out}");
         assert_eq!(forge(&["validate", "-C", root, "web2"]).1.code, Some(0), "alone it holds");
+        let (_, end) = forge(&["build", "web", "web2", "-C", root]);
+        assert_eq!(end.code, wrong, "{}", end.stderr);
+        assert!(end.stderr.contains("`web` and `web2` have the same VMID 9001"), "{}", end.stderr);
     }
     std::fs::write(&second, "schema = 1\nextends = \"web\"\n[template]\nvmid = 9002\n").unwrap();
     assert_eq!(forge(&["validate", "-C", root]).1.code, Some(0));

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::workspace::{Workspace, write_whole};
 use crate::artifact;
-use crate::definition::Transport;
+use crate::definition::{Transport, autoinstall};
 use crate::event::{Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch::{self, Expected, FetchError};
@@ -216,8 +216,8 @@ fn answers(files: &[SeedFile]) -> Result<&str, Failure> {
     let text = std::str::from_utf8(&file.content)
         .with_context(|| format!("reading {} as UTF-8", file.name))
         .kind(Kind::Definition)?;
-    let show = |finding: &seed::autoinstall::Finding| format!("line {}: {}", finding.line, finding.message);
-    let findings: Vec<_> = seed::autoinstall::lint(text).iter().map(show).collect();
+    let show = |finding: &autoinstall::Finding| format!("line {}: {}", finding.line, finding.message);
+    let findings: Vec<_> = autoinstall::lint(text).iter().map(show).collect();
     if findings.is_empty() {
         return Ok(text);
     }

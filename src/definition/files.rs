@@ -65,16 +65,28 @@ pub(crate) struct ReadProblem {
     pub(crate) at: usize,
 }
 
+/// How large a file may be that people have written, in bytes: more is something else by mistake.
+const TEXT_MAX: u64 = 4 << 20;
+
 /// Reads a file that must be UTF-8.
 pub(crate) fn read_text(path: &Path) -> Result<String, ReadProblem> {
     let problem = |message: &str| ReadProblem { message: message.to_owned(), shown: String::new(), at: 0 };
-    if path.is_dir() {
-        return Err(problem("it is a folder, not a file"));
-    }
-    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+    let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => problem("no such file"),
         _ => problem(&error.to_string().to_lowercase()),
-    })?;
+    };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(problem("it is a folder, not a file"));
+    }
+    if !metadata.is_file() {
+        return Err(problem("it is a pipe, a socket or a device, not a file"));
+    }
+    if metadata.len() > TEXT_MAX {
+        let mib = metadata.len() >> 20;
+        return Err(problem(&format!("it has {mib} MiB, and forge reads at most {}", TEXT_MAX >> 20)));
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let byte = error.as_bytes().get(at).copied().unwrap_or_default();

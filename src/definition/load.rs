@@ -1,13 +1,15 @@
 //! The way from files to a checked definition.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::anyhow;
 use serde_json::{Value as Json, json};
 
+use super::autoinstall;
 use super::diagnostics::{self, Diagnostics, Finding, Findings, Span, closest, did_you_mean};
 use super::expression::{self, Known, Place};
-use super::files::{FileReference, Gatherer, ReadProblem, key_file, read_text, report_problems};
+use super::files::{FileReference, FileRole, Gatherer, ReadProblem, key_file, read_text, report_problems};
 use super::model::{DEFINITION_VERSION, Definition, PROFILE_VERSION, Profile, QemuProfile};
 use super::render::{Renderer, context, file_context, variables_json};
 use super::root::Root;
@@ -15,7 +17,7 @@ use super::shape::{Checker, DEFINITION, PROFILE};
 use super::tree::{Entry, Node, Value, merge, parse_toml};
 use super::variables::{
     Declared, Inputs, Resolved, ResolvedVariable, VARIABLE_PREFIX, VariableValue, declare, environment_name,
-    resolve,
+    mask, resolve,
 };
 use super::{Secret, rules};
 use crate::failure::{Failure, Kind};
@@ -49,6 +51,12 @@ impl Loaded {
         })
     }
 }
+
+/// What helps against most broken YAML in rendered files.
+const QUOTED: &str = "write values as `{{ … | toyaml }}`, which quotes them";
+
+/// How many templates may stand in a row, each extending the next.
+const CHAIN_MAX: usize = 16;
 
 /// What a folder in `templates/` turned out to be.
 #[derive(Debug)]
@@ -332,6 +340,10 @@ impl Loader<'_> {
         if let Some(start) = chain.iter().position(|link| link.name == parent) {
             return Some(circle(&chain[start..]));
         }
+        if chain.len() == CHAIN_MAX {
+            let message = format!("this is the {CHAIN_MAX}th template in a row that extends another");
+            return Some(Finding::new(span, message).help("put what they share into fewer templates"));
+        }
         let names = self.root.templates().unwrap_or_default();
         if names.iter().any(|name| name == parent) {
             return None;
@@ -364,8 +376,10 @@ impl Loader<'_> {
         self.texts.insert(file, text);
         let start = Span::new(file, 0..0);
         if node.entries().is_empty() {
-            let help =
-                format!("it begins with `schema = {version}`; `forge schema` prints all that can follow");
+            let which = if path.starts_with("builders/") { " profile" } else { "" };
+            let help = format!(
+                "it begins with `schema = {version}`; `forge schema{which}` prints all that can follow"
+            );
             self.findings.push(Finding::new(start, "the file is empty").help(help));
             return None;
         }
@@ -489,41 +503,73 @@ impl Loader<'_> {
                 None => (Place::StepFile, &step),
             };
             if !file.is_rendered() {
-                self.check_yaml(file, &file.path, &text);
+                self.check_seed(file, &file.path, &text, loaded);
                 continue;
             }
             match expression::render(&text, place, values) {
-                Ok(rendered) => self.check_yaml(file, &format!("{} (rendered)", file.path), &rendered),
+                Ok(rendered) => {
+                    self.check_seed(file, &format!("{} (rendered)", file.path), &rendered, loaded);
+                }
                 Err(problem) => report_problems(&file.path, &text, vec![problem], &mut self.findings),
             }
         }
     }
 
-    /// Seed files that call themselves YAML must be.
-    fn check_yaml(&mut self, file: &FileReference, name: &str, text: &str) {
+    /// The installer must take its answers; other seed files that call themselves YAML must be.
+    fn check_seed(&mut self, file: &FileReference, name: &str, text: &str, loaded: &Loaded) {
         let is_yaml = file.served_as.as_deref().is_some_and(|name| {
-            std::path::Path::new(name).extension().is_some_and(|ending| ending == "yaml" || ending == "yml")
+            Path::new(name).extension().is_some_and(|ending| ending == "yaml" || ending == "yml")
         });
-        if !is_yaml {
+        let before = self.findings.count();
+        if is_yaml {
+            self.check_yaml(file, name, text);
+        }
+        if file.role == FileRole::Autoinstall && self.findings.count() == before {
+            self.check_autoinstall(name, text, &loaded.variables);
+        }
+    }
+
+    fn check_autoinstall(&mut self, name: &str, text: &str, variables: &BTreeMap<String, ResolvedVariable>) {
+        let lines: Vec<&str> = text.lines().collect();
+        // What stands for a secret here says nothing about it; a build checks the real one.
+        let is_masked = |finding: &autoinstall::Finding| {
+            let line = lines.get(finding.line - 1).copied().unwrap_or_default();
+            variables.keys().any(|name| line.contains(&mask(name)))
+        };
+        let mut found: Vec<_> = autoinstall::lint(text);
+        found.retain(|finding| !is_masked(finding));
+        if found.is_empty() {
             return;
         }
-        if let Err(error) = serde_saphyr::from_str::<Json>(text) {
-            let error = error.without_snippet();
-            let location = error.location();
-            let line = location.as_ref().map_or(1, serde_saphyr::Location::line) as usize;
-            let column = location.as_ref().map_or(1, serde_saphyr::Location::column) as usize;
-            let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-            let at = start
-                + text[start..].chars().take(column.saturating_sub(1)).map(char::len_utf8).sum::<usize>();
-            let reason = error.to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
-            let number = self.findings.add_text(name, text);
-            self.findings.push(
-                Finding::new(Span::new(number, at..at + 1), format!("not valid YAML: {reason}")).maybe_help(
-                    file.is_rendered()
-                        .then(|| "write values as `{{ … | toyaml }}`, which quotes them".to_owned()),
-                ),
-            );
+        let file = self.findings.add_text(name, text);
+        for finding in found {
+            let at = offset(text, finding.line, finding.column);
+            self.findings.push(Finding::new(Span::new(file, at..at + 1), finding.message));
+        }
+    }
+
+    fn check_yaml(&mut self, file: &FileReference, name: &str, text: &str) {
+        let Err(error) = serde_saphyr::from_str::<Json>(text) else { return };
+        let error = error.without_snippet();
+        let location = error.location();
+        let line = location.as_ref().map_or(1, serde_saphyr::Location::line) as usize;
+        let column = location.as_ref().map_or(1, serde_saphyr::Location::column) as usize;
+        let at = offset(text, line, column);
+        let reason = error.to_string();
+        let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
+        let number = self.findings.add_text(name, text);
+        let finding = Finding::new(Span::new(number, at..at + 1), format!("not valid YAML: {reason}"));
+        self.findings.push(finding.maybe_help(file.is_rendered().then(|| QUOTED.to_owned())));
+    }
+
+    /// The certificate that a profile trusts must be there.
+    fn check_ca_file(&mut self, profile: &Node) {
+        let Some(node) = profile.get("proxmox").and_then(|table| table.get("ca_file")) else { return };
+        let Some(path) = node.text() else { return };
+        if let Err(problem) = read_text(&self.root.path().join(path)) {
+            let finding = Finding::new(node.span, format!("`{path}`: {}", problem.message));
+            let help = "a PEM file, relative to the root; a node has its own in /etc/pve/pve-root-ca.pem";
+            self.findings.push(finding.help(help));
         }
     }
 
@@ -531,6 +577,7 @@ impl Loader<'_> {
         let mut tree = self.read(&format!("builders/{name}.toml"), PROFILE_VERSION)?;
         Checker::new(&PROFILE, true, &mut self.findings).check_at(&mut tree, &[]);
         rules::check_profile(&tree, &mut self.findings);
+        self.check_ca_file(&tree);
         if self.findings.count() > 0 {
             return None;
         }
@@ -542,6 +589,12 @@ impl Loader<'_> {
             }
         }
     }
+}
+
+/// Returns where a line and column, both counted from 1, are in a text.
+fn offset(text: &str, line: usize, column: usize) -> usize {
+    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    start + text[start..].chars().take(column.saturating_sub(1)).map(char::len_utf8).sum::<usize>()
 }
 
 fn node_at<'a>(tree: &'a mut Node, path: &[&str]) -> Option<&'a mut Node> {

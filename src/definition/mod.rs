@@ -19,6 +19,7 @@
 //! The filters are minijinja's, `toyaml` (a value as YAML) and `shquote` (a text as one shell
 //! word, a list as many).
 
+pub(crate) mod autoinstall;
 pub(crate) mod diagnostics;
 pub(crate) mod expression;
 pub(crate) mod files;

@@ -507,7 +507,16 @@ fn take_file(
         }
     };
     let file = findings.add_text(name.clone(), text.clone());
-    let is_json = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json"));
+    let is = |endings: &[&str]| {
+        path.extension().is_some_and(|own| endings.iter().any(|ending| own.eq_ignore_ascii_case(ending)))
+    };
+    if is(&["yaml", "yml"]) {
+        let finding = Finding::new(Span::new(file, 0..0), "a variable file is TOML or JSON, not YAML");
+        findings.push(finding.help("write `name = \"value\"` lines into a file that ends in .toml"));
+        mask_values(&text, file, findings);
+        return;
+    }
+    let is_json = is(&["json"]);
     let parsed = if is_json { parse_json(&text, file, findings) } else { parse_toml(&text, file, findings) };
     let Some(values) = parsed else {
         if declared.iter().any(|variable| variable.secret) {
@@ -544,12 +553,37 @@ fn mask_values(text: &str, file: usize, findings: &mut Findings) {
     }
 }
 
+/// A JSON object's keys and values as they stand there: none is dropped because it comes again.
+struct Pairs(Vec<(String, Json)>);
+
+impl<'de> serde::Deserialize<'de> for Pairs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
 /// Parses a JSON object; the places are found by looking for the keys.
 fn parse_json(text: &str, file: usize, findings: &mut Findings) -> Option<Node> {
     let whole = Span::new(file, 0..text.len());
-    let values = match serde_json::from_str::<Json>(text) {
-        Ok(Json::Object(values)) => values,
-        Ok(_) => {
+    let values = match serde_json::from_str::<Pairs>(text) {
+        Ok(Pairs(values)) => values,
+        Err(error) if error.is_data() => {
             findings.push(Finding::new(whole, "a variable file is a JSON object: names with their values"));
             return None;
         }
@@ -563,6 +597,13 @@ fn parse_json(text: &str, file: usize, findings: &mut Findings) -> Option<Node> 
             return None;
         }
     };
+    let mut keys = BTreeSet::new();
+    if let Some((key, _)) = values.iter().find(|(key, _)| !keys.insert(key)) {
+        let quoted = Json::from(key.as_str()).to_string();
+        let at = text.rfind(&quoted).map_or(0..0, |start| start..start + quoted.len());
+        findings.push(Finding::new(Span::new(file, at), format!("`{key}` is there twice")).help("keep one"));
+        return None;
+    }
     let entries = values
         .iter()
         .map(|(key, value)| {

@@ -10,10 +10,8 @@
 //! ```
 //!
 //! [`volumes`] makes the volumes, [`server`] serves the answers and takes the installer's reports
-//! and logs, [`installer`] turns the reports into a stage and a share, [`autoinstall`] finds in the
-//! answers what the installer would refuse or silently ignore.
+//! and logs, [`installer`] turns the reports into a stage and a share.
 
-pub mod autoinstall;
 pub mod installer;
 pub mod iso9660;
 pub mod server;

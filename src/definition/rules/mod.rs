@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use super::diagnostics::{Finding, Findings, Span};
 use super::model::Timeout;
-use super::tree::Node;
+use super::tree::{Node, Value};
 
 /// Checks a whole definition.
 pub(crate) fn check(tree: &Node, findings: &mut Findings) {
@@ -266,6 +266,12 @@ impl Rules<'_> {
                 self.refuse(entry.key_span, message, "leave `verify_tls` away");
             }
         }
+        if let Some(command) = table.entry("token_command")
+            && matches!(&command.node.value, Value::Array(items) if items.is_empty())
+        {
+            let help = "such as `token_command = [\"pass\", \"show\", \"proxmox/forge\"]`";
+            self.refuse(command.key_span, "`token_command` is empty", help);
+        }
         if let (Some(file), Some(command)) = (table.entry("token_file"), table.entry("token_command")) {
             self.refuse(
                 file.key_span.max(command.key_span),
@@ -281,15 +287,25 @@ impl Rules<'_> {
             return self.refuse(table.span, "nothing says where the Proxmox API is", help);
         };
         let endpoints = table.list("endpoints");
-        if endpoints.is_empty() {
+        if matches!(&entry.node.value, Value::Array(items) if items.is_empty()) {
             self.refuse(entry.key_span, "`endpoints` is empty", help);
         }
-        for endpoint in endpoints {
+        for (index, endpoint) in endpoints.iter().enumerate() {
             // What is no https:// address at all has been refused by the pattern.
-            if endpoint.text().is_some_and(|text| text.starts_with("https://") && text.contains('@')) {
+            let Some(text) = endpoint.text().filter(|text| text.starts_with("https://")) else { continue };
+            if text.contains('@') {
                 let help = "credentials come from the environment, a file or a command: see `token_file`";
                 self.findings.mask(endpoint.span);
                 self.refuse(endpoint.span, "an endpoint has no user and password", help);
+            } else if let Some(port) = port(text).filter(|port| port.parse::<std::num::NonZeroU16>().is_err())
+            {
+                self.refuse(
+                    endpoint.span,
+                    format!("`{port}` is not a port"),
+                    "1 to 65535; Proxmox's is 8006",
+                );
+            } else if endpoints[..index].iter().any(|earlier| earlier.text() == Some(text)) {
+                self.refuse(endpoint.span, "this endpoint is there twice", "keep one");
             }
         }
     }
@@ -297,6 +313,10 @@ impl Rules<'_> {
     fn vmids(&mut self, table: &Node) {
         let Some(node) = table.get("vmids") else { return };
         let Some((first, last)) = node.text().and_then(|text| text.split_once('-')) else { return };
+        // What has too few or too many digits has been refused by the pattern.
+        if ![first, last].iter().all(|text| (3..=9).contains(&text.len())) {
+            return;
+        }
         let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { return };
         if first < 100 || first > last {
             self.refuse(
@@ -341,6 +361,11 @@ impl Rules<'_> {
             _ => {}
         }
     }
+}
+
+/// Returns what follows an address's last colon, but for those of IPv6 and of `https:`.
+fn port(endpoint: &str) -> Option<&str> {
+    endpoint.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(['/', ']']))
 }
 
 #[cfg(test)]

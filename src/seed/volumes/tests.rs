@@ -39,6 +39,13 @@ fn the_stub_holds_its_scripts_to_the_letter() {
 }
 
 #[test]
+fn the_installer_takes_the_stub() {
+    let findings = crate::definition::autoinstall::lint(&stub_user_data());
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].message.contains("early-commands"), "which are forge's own here");
+}
+
+#[test]
 fn a_cdrom_has_the_stub_and_the_answers() {
     let answers = "#cloud-config\nautoinstall: {}\n";
     let volume = cdrom_volume(answers).unwrap();

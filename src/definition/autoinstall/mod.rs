@@ -13,11 +13,11 @@ use tree::{Node, Position, Value};
 
 /// Something wrong in an autoinstall file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The line, counted from 1.
-    pub line: u64,
+    pub line: usize,
     /// The column, counted from 1.
-    pub column: u64,
+    pub column: usize,
     /// What is wrong, and what would be right.
     pub message: String,
 }
@@ -30,7 +30,7 @@ impl Finding {
 
 /// Returns all that is wrong in a rendered autoinstall file, in the order of the file.
 #[must_use]
-pub fn lint(yaml: &str) -> Vec<Finding> {
+pub(crate) fn lint(yaml: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     check_head(yaml, &mut findings);
     match tree::parse(yaml) {

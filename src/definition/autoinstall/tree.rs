@@ -8,8 +8,8 @@ use serde_saphyr::Spanned;
 /// A line and a column, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Position {
-    pub(super) line: u64,
-    pub(super) column: u64,
+    pub(super) line: usize,
+    pub(super) column: usize,
 }
 
 impl Position {
@@ -78,7 +78,7 @@ pub(super) fn parse(yaml: &str) -> Result<Node, (Position, String)> {
 }
 
 fn position(location: serde_saphyr::Location) -> Position {
-    Position { line: location.line(), column: location.column() }
+    Position { line: location.line() as usize, column: location.column() as usize }
 }
 
 impl From<Spanned<Value>> for Node {

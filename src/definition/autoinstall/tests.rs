@@ -144,13 +144,6 @@ fn what_is_no_mapping_is_one_finding() {
     assert!(lint("\u{feff}#cloud-config\n")[0].message.contains("byte order mark"));
 }
 
-#[test]
-fn the_stub_passes_but_for_its_early_commands() {
-    let findings = lint(&crate::seed::volumes::stub_user_data());
-    assert_eq!(findings.len(), 1, "{findings:?}");
-    assert!(findings[0].message.contains("early-commands"));
-}
-
 /// The table against the installer's own schema, where that is at hand.
 #[test]
 fn the_top_level_keys_are_the_installers() {
