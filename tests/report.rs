@@ -4,6 +4,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use forge::event::{Event, Record, Sink};
@@ -102,6 +103,28 @@ fn plain(name: &str, templates: &[&str], verbosity: Verbosity) -> String {
     }
     report.finish();
     buffer.text()
+}
+
+#[test]
+fn plain_lines_say_what_still_runs() {
+    static NOW: AtomicI64 = AtomicI64::new(0);
+    let clock = || Timestamp::from_second(NOW.load(Ordering::Relaxed)).unwrap();
+    let buffer = Buffer::default();
+    let report = Lines::with_clock(Box::new(buffer.clone()), &names(&SINGLE), Verbosity::Normal, clock);
+    let records = records("build");
+    let started =
+        records.iter().position(|record| matches!(record.event, Event::StepStarted { .. })).unwrap();
+    records[..=started].iter().for_each(|record| report.emit(record));
+    NOW.store(300, Ordering::Relaxed);
+    report.still();
+    let text = buffer.text();
+    let Event::StepStarted { title, .. } = &records[started].event else { unreachable!() };
+    assert!(text.ends_with(&format!("00:05:00Z still: {title}, for 5 min 00 s\n")), "{text}");
+
+    records[started + 1..].iter().for_each(|record| report.emit(record));
+    let whole = buffer.text();
+    report.still();
+    assert_eq!(buffer.text(), whole, "nothing runs any more");
 }
 
 #[test]

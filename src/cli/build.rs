@@ -11,13 +11,14 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::block_in_place;
 
 use super::common::{VarArgs, root, say, warn_of_strays};
+use super::plan::StepArgs;
 use super::signals;
 use crate::builder::workspace::Workspace;
 use crate::builder::{self, BuildOptions, Keeper, OnError};
 use crate::definition;
 use crate::event::{self, Event};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::plan::{self, Plan, Selection};
+use crate::plan::{self, Plan};
 use crate::report::{FailedCommand, Journal, Output, Report, Tee, Verbosity, failure_text, stderr_look};
 use crate::run::{Cancel, Run};
 
@@ -45,12 +46,9 @@ pub struct Args {
     /// Build up to N templates at the same time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
-    /// Run only these steps of the template
-    #[arg(long, value_name = "STEP", value_delimiter = ',')]
-    only: Vec<String>,
-    /// Leave out these steps of the template
-    #[arg(long, value_name = "STEP", value_delimiter = ',')]
-    skip: Vec<String>,
+    /// The steps to leave out.
+    #[command(flatten)]
+    steps: StepArgs,
     /// What becomes of the machine of a failed build
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     on_error: OnError,
@@ -104,10 +102,17 @@ fn resolve(args: &Args) -> Result<Vec<Plan>, Failure> {
     let root = root()?;
     let inputs = args.vars.inputs();
     warn_of_strays(&root, &inputs);
-    let selection = Selection { only: args.only.clone(), skip: args.skip.clone() };
+    let selection = args.steps.selection();
+    let load = |name: &String| definition::load(&root, name, &inputs);
+    let templates: Vec<_> = args.names.iter().map(load).collect::<Result<_, _>>()?;
+    for (index, template) in templates.iter().enumerate() {
+        let others: Vec<_> = templates[..index].iter().collect();
+        if let Some(diagnostics) = definition::same_vmid(template, &others) {
+            return Err(Failure::new(Kind::Definition, diagnostics));
+        }
+    }
     let mut plans = Vec::new();
-    for name in &args.names {
-        let loaded = definition::load(&root, name, &inputs)?;
+    for loaded in templates {
         let builder = plan::choose_builder(args.on.as_deref(), &inputs.env, &loaded.definition);
         let plan = plan::resolve(&root, loaded, builder, &selection)?;
         if args.promote && plan.builder.profile.proxmox.is_none() {

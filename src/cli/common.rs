@@ -21,8 +21,9 @@ pub fn root() -> Result<Root, Failure> {
 /// The values of variables.
 #[derive(Clone, Default, clap::Args)]
 pub struct VarArgs {
-    /// Set a variable; repeatable, the last one wins. The order, lowest first: the default, the
-    /// variable's own environment variable, `FORGE_VAR_<NAME>`, --var-file, --var
+    /// Set a variable; repeatable, the last one wins. A list is `a,b` or JSON, a map is JSON. The
+    /// order, lowest first: the default, the variable's own environment variable,
+    /// `FORGE_VAR_<NAME>`, --var-file, --var
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = parse_var)]
     pub vars: Vec<(String, String)>,
     /// Read variables from a TOML file, or from JSON if it ends in .json; repeatable

@@ -35,10 +35,10 @@ pub struct Args {
 /// The steps to leave out.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct StepArgs {
-    /// Run only these steps
+    /// Run only these steps of the template; several with commas, or repeated
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Leave these steps out
+    /// Leave these steps of the template out; several with commas, or repeated
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
     pub skip: Vec<String>,
 }
@@ -78,6 +78,7 @@ pub fn human(plan: &Plan) -> String {
     );
     writeln!(out, "built on {} ({})", plan.builder.name, from_words(plan.builder.from))
         .expect("writing to a string succeeds");
+    section(&mut out, "builder", &builder_rows(plan));
     section(&mut out, "inputs", &plan.inputs.iter().map(input_row).collect::<Vec<_>>());
     section(&mut out, "machine", &machine_rows(plan));
     section(&mut out, "variables", &variable_rows(plan));
@@ -94,6 +95,26 @@ fn from_words(from: &str) -> String {
         "the default" => "the default: the template names no builder".to_owned(),
         flag => format!("{flag} says so"),
     }
+}
+
+/// Returns where on a cluster it is built; of the local builder there is nothing to tell.
+fn builder_rows(plan: &Plan) -> Vec<Vec<String>> {
+    let Some(proxmox) = &plan.builder.profile.proxmox else { return Vec::new() };
+    let node = match proxmox.node.as_str() {
+        "auto" => "the one with the most free memory".to_owned(),
+        name => name.to_owned(),
+    };
+    let vlan = proxmox.vlan.map(|vlan| format!(", VLAN {vlan}")).unwrap_or_default();
+    let row = |key: &str, value: String| vec![key.to_owned(), value];
+    let mut rows = vec![
+        row("API", proxmox.endpoints.join(", ")),
+        row("node", node),
+        row("storages", format!("{} for disks, {} for media", proxmox.vm_storage, proxmox.iso_storage)),
+        row("bridge", format!("{}{vlan}", proxmox.bridge)),
+        row("VMIDs", format!("{} while building and for candidates", proxmox.vmids)),
+    ];
+    rows.extend(proxmox.pool.clone().map(|pool| row("pool", pool)));
+    rows
 }
 
 fn section(out: &mut String, title: &str, rows: &[Vec<String>]) {

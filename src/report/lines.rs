@@ -73,6 +73,23 @@ impl Lines {
         Self { shared: Mutex::new(Shared { to, clock, verbosity, several, runs: Vec::new() }) }
     }
 
+    /// Says what still runs, and for how long: without that a log that stands still looks like a hang.
+    pub fn still(&self) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.verbosity == Verbosity::Quiet {
+            return;
+        }
+        let now = (shared.clock)();
+        let line = |shown: &Shown, step: &Step| {
+            let prefix = if shared.several { format!("{}: ", shown.run.template) } else { String::new() };
+            let at = now.duration_since(shown.start).as_secs_f64();
+            format!("{prefix}still: {}, for {}", step.title, text::lasted((at - step.start).max(0.0)))
+        };
+        let steps = shared.runs.iter().filter_map(|shown| Some((shown, shown.run.active().last()?)));
+        let lines: Vec<String> = steps.map(|(shown, step)| line(shown, step)).collect();
+        shared.write(now, "", &lines);
+    }
+
     /// Of several runs, says how each ended.
     pub fn finish(&self) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,8 +18,9 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
+use std::time::Duration;
 
 use crate::event::{Record, Sink};
 
@@ -65,6 +66,9 @@ pub struct Report {
     queue: Sender<Message>,
 }
 
+/// How long plain lines may be silent; then they say what still runs.
+const SILENCE: Duration = Duration::from_mins(1);
+
 #[derive(Debug)]
 enum Message {
     Show(Record),
@@ -104,11 +108,13 @@ impl Report {
         let view = Arc::new(view);
         let shown = Arc::clone(&view);
         thread::spawn(move || {
-            for message in messages {
-                match message {
-                    Message::Show(record) => shown.emit(&record),
+            loop {
+                match messages.recv_timeout(SILENCE) {
+                    Ok(Message::Show(record)) => shown.emit(&record),
                     // Whoever asked may have gone.
-                    Message::Shown(done) => done.send(()).unwrap_or_default(),
+                    Ok(Message::Shown(done)) => done.send(()).unwrap_or_default(),
+                    Err(RecvTimeoutError::Timeout) => shown.still(),
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         });
@@ -177,6 +183,13 @@ impl View {
                 };
                 Self { json: Some(Json::new(Box::new(io::stdout()))), human }
             }
+        }
+    }
+
+    fn still(&self) {
+        match &self.human {
+            Human::Terminal(_) => {}
+            Human::Lines(lines) => lines.still(),
         }
     }
 
