@@ -189,13 +189,24 @@ const fn succeeded(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Done | Outcome::Warned { .. } | Outcome::Skipped { .. })
 }
 
-/// Returns the names of the files in a run's folder, sorted; none where it cannot be read.
+/// Returns the files in a run's folder and in those of its machines, relative to it, sorted; none where
+/// it cannot be read.
 pub(super) fn evidence(folder: &str) -> Vec<String> {
-    let Ok(entries) = Path::new(folder).read_dir() else { return Vec::new() };
-    let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
-    let names = files.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // The lock says nothing to people.
-    let mut names: Vec<String> = names.filter(|name| name != "lock").collect();
+    let mut names = Vec::new();
+    for entry in Path::new(folder).read_dir().into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.file_type() {
+            // What a build works on is no evidence, and is removed.
+            Ok(kind) if kind.is_dir() && name != "work" => {
+                let inner = entry.path().read_dir().into_iter().flatten().flatten();
+                let files = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+                names.extend(files.map(|file| format!("{name}/{}", file.file_name().to_string_lossy())));
+            }
+            // The lock says nothing to people.
+            Ok(kind) if kind.is_file() && name != "lock" => names.push(name),
+            _ => {}
+        }
+    }
     names.sort();
     names
 }
@@ -257,8 +268,10 @@ mod tests {
         for name in ["serial.log", "console.png"] {
             std::fs::write(folder.path().join(name), "x").unwrap();
         }
-        std::fs::create_dir(folder.path().join("inner")).unwrap();
-        assert_eq!(evidence(&folder.path().display().to_string()), ["console.png", "serial.log"]);
+        std::fs::create_dir(folder.path().join("clone")).unwrap();
+        std::fs::write(folder.path().join("clone/serial.log"), "x").unwrap();
+        let names = ["clone/serial.log", "console.png", "serial.log"];
+        assert_eq!(evidence(&folder.path().display().to_string()), names);
         assert!(evidence("/nonexistent").is_empty());
     }
 }

@@ -22,6 +22,9 @@ pub(super) fn check(at: Position, autoinstall: &Node, findings: &mut Vec<Finding
         (Some(identity), _) => check_identity(identity, findings),
         (None, Some(_)) => {}
     }
+    if let Some(keys) = autoinstall.get("ssh").and_then(|ssh| ssh.get("authorized-keys")) {
+        check_keys(keys, findings);
+    }
     if let Some(storage) = autoinstall.get("storage") {
         check_storage(storage, findings);
     }
@@ -143,6 +146,17 @@ fn is_host_name(text: &str) -> bool {
 fn is_crypt(text: &str) -> bool {
     let parts: Vec<&str> = text.split('$').collect();
     parts.len() >= 4 && parts[0].is_empty() && parts[1..].iter().all(|part| !part.is_empty())
+}
+
+/// Checks the keys that may log in: the base64 of each public key begins with the length of its type's
+/// name (RFC 4253, 6.6), whatever options stand before it.
+fn check_keys(keys: &Node, findings: &mut Vec<Finding>) {
+    for key in keys.items() {
+        if key.text().is_some_and(|text| !text.contains(" AAAA") || text.contains('\n')) {
+            let message = "this is no public key: a key is one line, such as `ssh-ed25519 AAAA… name`";
+            findings.push(Finding::at(key.at, message));
+        }
+    }
 }
 
 fn check_storage(storage: &Node, findings: &mut Vec<Finding>) {

@@ -63,6 +63,7 @@ fn each_mistake_is_found_where_it_is() {
         ("name: direct", "name: flat", 11, "`storage.layout.name` must be one of `direct`, `lvm`, `zfs`"),
         ("swap: {", "config: [], swap: {", 11, "`storage.config` is ignored"),
         ("swap:", "swp:", 11, "did you mean `swap`?"),
+        ("ssh-ed25519 AAAA", "~/.ssh/id_ed25519.pub", 14, "no public key"),
         ("password: \"*\"", "password: \"!\"", 12, "write \"*\" for no password"),
         ("password: \"*\"", "password: \"\"", 12, "write \"*\" for no password"),
         ("password: \"*\"", "password: secret", 12, "nobody could log in"),
