@@ -81,17 +81,6 @@ struct Turn {
     _agent: Option<OwnedSemaphorePermit>,
 }
 
-/// What was seen of the world after a change whose outcome was unknown.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen<T> {
-    /// It has been made.
-    Done(T),
-    /// It has certainly not been made: it is made again.
-    NotDone,
-    /// Nobody can tell.
-    Unclear,
-}
-
 impl Client {
     /// Returns a client; nothing is sent yet.
     ///
@@ -149,57 +138,6 @@ impl Client {
     #[must_use]
     pub fn clock_ahead(&self) -> Option<i64> {
         *self.inner.ahead.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a change; when its outcome is unknown, looks at the world before making it again.
-    ///
-    /// `look` must wait as long as the server may still be at work. It is asked at most three times.
-    ///
-    /// # Errors
-    /// Those of `change` and of `look`; [`Error::Unknown`] when `look` cannot tell.
-    pub async fn settle<T>(
-        &self,
-        mut change: impl AsyncFnMut() -> Result<T, Error>,
-        mut look: impl AsyncFnMut() -> Result<Seen<T>, Error>,
-    ) -> Result<T, Error> {
-        const ATTEMPTS: usize = 3;
-        for attempt in 1.. {
-            let error = match change().await {
-                Err(error @ Error::Unknown { .. }) => error,
-                result => return result,
-            };
-            match look().await? {
-                Seen::Done(value) => return Ok(value),
-                Seen::NotDone if attempt < ATTEMPTS => {}
-                Seen::NotDone | Seen::Unclear => return Err(error),
-            }
-        }
-        unreachable!("attempts are counted")
-    }
-
-    /// Does something as soon as nothing else holds the VM: repeats it while it is refused as busy.
-    ///
-    /// # Errors
-    /// Those of `attempt`; the last refusal when the limit is over.
-    pub async fn when_free<T>(
-        &self,
-        limit: Duration,
-        mut attempt: impl AsyncFnMut() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let deadline = Instant::now() + limit;
-        let mut pause = self.pace().task;
-        loop {
-            match attempt().await {
-                Err(error @ (Error::Busy { .. } | Error::TaskFailed { .. })) if error.is_passing() => {
-                    if Instant::now() + pause >= deadline {
-                        return Err(error);
-                    }
-                }
-                result => return result,
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(self.pace().agent_silent);
-        }
     }
 
     /// Makes a call and returns the `data` of its answer.

@@ -17,6 +17,7 @@
 //! - Every error carries Proxmox's words whole; none carries a secret.
 
 mod access;
+mod again;
 pub mod agent;
 mod auth;
 mod call;
@@ -39,9 +40,10 @@ mod vm;
 mod websocket;
 
 pub use access::{Role, Version};
+pub use again::{Attempt, HELD, Seen};
 pub use agent::Agent;
 pub use call::Params;
-pub use client::{Client, Seen};
+pub use client::Client;
 pub use cluster::{Bridge, ClusterStatus, Guest, Node};
 pub use console::SerialLog;
 pub use counts::Counts;

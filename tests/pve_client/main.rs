@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use forge::definition::Secret;
@@ -10,6 +11,7 @@ use forge::pve::{
     Client, CloneOptions, ConfigChange, Content, Credentials, Ending, Error, Pace, Params, Seen, Settings,
     Trust, Upload, Vm,
 };
+use futures_util::future::BoxFuture;
 use serde_json::json;
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "it is shared with the tests of the communicator")]
@@ -145,38 +147,42 @@ async fn a_task_whose_name_was_lost_is_found() {
 
 #[tokio::test]
 async fn a_change_of_unknown_outcome_is_made_again_only_after_a_look() {
+    let change = ConfigChange::set([("cores", "2")]);
     let server = Server::plain(in_turn(vec![Reply::Hangup, Reply::Hangup, Reply::data(json!(null))])).await;
     let client = client(&server);
-    let change = async || vm(&client).set(&ConfigChange::set([("cores", "2")])).await;
-    let mut looks = 0;
-    let look = async || {
-        looks += 1;
-        Ok(Seen::NotDone)
+    let vm = self::vm(&client);
+    let looks = AtomicUsize::new(0);
+    let look = || -> BoxFuture<'_, _> {
+        looks.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(Seen::NotDone) })
     };
-    client.settle(change, look).await.unwrap();
-    assert_eq!((looks, server.requests().len()), (2, 3));
+    client.settle(&|| Box::pin(vm.set(&change)), &look).await.unwrap();
+    assert_eq!((looks.into_inner(), server.requests().len()), (2, 3));
 
     let server = Server::plain(|_| Reply::Hangup).await;
     let client = self::client(&server);
-    let change = async || vm(&client).set(&ConfigChange::set([("cores", "2")])).await;
-    client.settle(change, async || Ok(Seen::Done(()))).await.unwrap();
-    let error = client.settle(change, async || Ok(Seen::Unclear)).await.unwrap_err();
+    let vm = self::vm(&client);
+    let done = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::Done(())) }) };
+    client.settle(&|| Box::pin(vm.set(&change)), &done).await.unwrap();
+    let unclear = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::Unclear) }) };
+    let error = client.settle(&|| Box::pin(vm.set(&change)), &unclear).await.unwrap_err();
     assert!(error.is_unknown(), "{error}");
     assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn what_is_busy_is_waited_for() {
+    let change = ConfigChange::set([("cores", "2")]);
     let busy = Reply::refusal(500, "can't lock file '/var/lock/qemu-server/lock-110.conf' - got timeout");
     let server = Server::plain(in_turn(vec![busy.clone(), busy, Reply::data(json!(null))])).await;
     let client = client(&server);
-    let change = async || vm(&client).set(&ConfigChange::set([("cores", "2")])).await;
-    client.when_free(Duration::from_secs(5), change).await.unwrap();
+    let vm = self::vm(&client);
+    client.when_free(Duration::from_secs(5), &|| Box::pin(vm.set(&change))).await.unwrap();
 
     let server = Server::plain(|_| Reply::refusal(500, "VM is locked (backup)")).await;
     let client = self::client(&server);
-    let change = async || vm(&client).set(&ConfigChange::set([("cores", "2")])).await;
-    let error = client.when_free(Duration::from_millis(50), change).await.unwrap_err();
+    let vm = self::vm(&client);
+    let error = client.when_free(Duration::from_millis(50), &|| Box::pin(vm.set(&change))).await.unwrap_err();
     assert!(matches!(&error, Error::Busy { lock: Some(lock), .. } if lock == "backup"), "{error}");
 }
 

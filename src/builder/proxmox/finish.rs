@@ -3,7 +3,6 @@
 use anyhow::anyhow;
 
 use super::Cluster;
-use super::again::settle;
 use super::hardware::{self, CLOUD_INIT, differences, overrides, template_params};
 use super::marks::{Marks, State};
 use super::site::{failed, server_now};
@@ -55,7 +54,7 @@ impl Cluster<'_> {
     }
 
     async fn try_set(&self, vm: &Vm, change: &ConfigChange) -> Result<(), Error> {
-        settle(&self.client, &|| Box::pin(vm.set(change)), &|| Box::pin(async { Ok(Seen::NotDone) })).await
+        self.client.settle(&|| Box::pin(vm.set(change)), &|| Box::pin(async { Ok(Seen::NotDone) })).await
     }
 
     /// Gives a VM its tags, as far as that is allowed.
@@ -87,7 +86,7 @@ impl Cluster<'_> {
             self.client.wait(&upid, limit, None).await.map(drop)
         };
         let look = async || Ok(if vm.status().await?.is_running() { Seen::Done(()) } else { Seen::NotDone });
-        settle(&self.client, &|| Box::pin(start()), &|| Box::pin(look())).await.map_err(failed)
+        self.client.settle(&|| Box::pin(start()), &|| Box::pin(look())).await.map_err(failed)
     }
 
     /// Gives the sealed VM the definition's hardware, name and cloud-init drive, converts it and looks
@@ -122,7 +121,7 @@ impl Cluster<'_> {
             let is_there = config.get(CLOUD_INIT).is_some_and(|value| value.contains("cloudinit"));
             Ok(if is_there { Seen::Done(()) } else { Seen::NotDone })
         };
-        settle(&self.client, &|| Box::pin(attach()), &|| Box::pin(look())).await.map_err(failed)
+        self.client.settle(&|| Box::pin(attach()), &|| Box::pin(look())).await.map_err(failed)
     }
 
     async fn convert(&self, vm: &Vm) -> Result<(), Failure> {
@@ -132,7 +131,7 @@ impl Cluster<'_> {
             self.client.wait(&upid, limit, None).await.map(drop)
         };
         let look = async || Ok(if vm.config().await?.is_template() { Seen::Done(()) } else { Seen::NotDone });
-        settle(&self.client, &|| Box::pin(convert()), &|| Box::pin(look())).await.map_err(failed)
+        self.client.settle(&|| Box::pin(convert()), &|| Box::pin(look())).await.map_err(failed)
     }
 
     /// Reads a template back and compares it field by field with what was meant.

@@ -457,7 +457,7 @@ pub enum Destroyed {
 pub async fn destroy_if(
     vm: &Vm,
     limit: Duration,
-    ours: impl Fn(&VmConfig) -> bool,
+    ours: impl Fn(&VmConfig) -> bool + Sync,
 ) -> Result<Destroyed, Error> {
     let client = vm.client();
     for destroys in [false, true] {
@@ -476,7 +476,7 @@ pub async fn destroy_if(
             }
             Ok(None)
         };
-        match client.when_free(WHEN_FREE, attempt).await {
+        match client.when_free(WHEN_FREE, &|| Box::pin(attempt())).await {
             Ok(Some(destroyed)) => return Ok(destroyed),
             Ok(None) => {}
             // Somebody else was faster, or an answer was lost on the way.

@@ -10,7 +10,6 @@
 //! and is removed only if it bears them.
 
 pub mod access;
-mod again;
 mod console;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -34,7 +33,6 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use self::again::settle;
 use self::console::{Recorder, end_of, press_enter};
 use self::finish::Draft;
 use self::hardware::Installing;
@@ -495,7 +493,7 @@ async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
         cluster.client.wait(&upid, limit * 2, None).await.map(drop)
     };
     let look = async || Ok(if vm.status().await?.is_running() { Seen::NotDone } else { Seen::Done(()) });
-    let ended = settle(&cluster.client, &|| Box::pin(shutdown()), &|| Box::pin(look())).await;
+    let ended = cluster.client.settle(&|| Box::pin(shutdown()), &|| Box::pin(look())).await;
     ended.map_err(|error| {
         let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) {
             Kind::Guest

@@ -7,7 +7,6 @@ use anyhow::anyhow;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use super::again::settle;
 use super::hardware::{CLOUD_INIT, cloud_init_drive, overrides, system_disk};
 use super::marks::State;
 use super::site::{failed, server_now};
@@ -146,7 +145,7 @@ impl Cluster<'_> {
             self.client.wait(&upid, limit, None).await.map(drop)
         };
         let again = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::NotDone) }) };
-        settle(&self.client, &|| Box::pin(resize()), &again).await.map_err(failed)?;
+        self.client.settle(&|| Box::pin(resize()), &again).await.map_err(failed)?;
         Ok(size)
     }
 }

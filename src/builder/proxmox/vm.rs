@@ -18,12 +18,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
-use super::again::{HELD, when_free};
 use super::marks::{Marks, RENEW, State};
 use super::site::{failed, server_now};
 use crate::builder::{Keeper, Kept};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::pve::{ConfigChange, Error, TaskState, Upid, Vm, VmConfig, Vmid};
+use crate::pve::{ConfigChange, Error, HELD, TaskState, Upid, Vm, VmConfig, Vmid};
 use crate::run::{Ending, Run, UndoId, Undone};
 
 /// How long removing a VM may take: the end of its creation, its stop, its disks.
@@ -304,13 +303,13 @@ async fn remove(vm: &Vm, run: &str) -> anyhow::Result<()> {
             let upid = vm.stop().await?;
             client.wait(&upid, HELD, None).await
         };
-        when_free(client, HELD, &|| Box::pin(stop())).await?;
+        client.when_free(HELD, &|| Box::pin(stop())).await?;
     }
     let destroy = async || {
         let upid = vm.destroy().await?;
         client.wait(&upid, REMOVAL, None).await
     };
-    match when_free(client, HELD, &|| Box::pin(destroy())).await {
+    match client.when_free(HELD, &|| Box::pin(destroy())).await {
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(()),
     }
