@@ -99,28 +99,6 @@ struct TimeAnswer {
     time: i64,
 }
 
-/// A line of `/cluster/status`.
-#[derive(Debug, Clone, Deserialize)]
-pub struct ClusterStatus {
-    /// `cluster` or `node`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Its name.
-    pub name: String,
-    /// A cluster's: whether a majority of its nodes is there.
-    #[serde(default, deserialize_with = "loose::flag")]
-    pub quorate: bool,
-    /// A node's: whether it is there.
-    #[serde(default, deserialize_with = "loose::flag")]
-    pub online: bool,
-    /// A node's: whether it is the one that answers.
-    #[serde(default, deserialize_with = "loose::flag")]
-    pub local: bool,
-    /// A node's address.
-    #[serde(default)]
-    pub ip: Option<String>,
-}
-
 impl Client {
     /// Lists the nodes.
     pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
@@ -132,16 +110,7 @@ impl Client {
         self.ask(Call::get("/cluster/resources").query("type", "vm")).await
     }
 
-    /// Returns a VMID that is free at this moment; the create call alone reserves one.
-    pub async fn next_vmid(&self) -> Result<Vmid, Error> {
-        let call = Call::get("/cluster/nextid");
-        let what = call.to_string();
-        let text: loose::Text = self.ask(call).await?;
-        let vmid = text.0.unwrap_or_default().parse();
-        vmid.map_err(|error: super::BadName| Error::Answer { what, reason: error.to_string() })
-    }
-
-    /// Tells whether a VMID is free at this moment, in the whole cluster.
+    /// Tells whether a VMID is free at this moment, in the whole cluster; the create call alone reserves one.
     pub async fn is_free(&self, vmid: Vmid) -> Result<bool, Error> {
         match self.call(Call::get("/cluster/nextid").query("vmid", vmid)).await {
             Ok(_) => Ok(true),
@@ -154,11 +123,6 @@ impl Client {
     pub async fn pools(&self) -> Result<Vec<String>, Error> {
         let pools: Vec<PoolAnswer> = self.ask(Call::get("/pools")).await?;
         Ok(pools.into_iter().map(|pool| pool.poolid).collect())
-    }
-
-    /// Returns the cluster's and its nodes' state; needs Sys.Audit on `/`.
-    pub async fn cluster_status(&self) -> Result<Vec<ClusterStatus>, Error> {
-        self.ask(Call::get("/cluster/status")).await
     }
 
     /// Lists the bridges of a node that this user may see or use.

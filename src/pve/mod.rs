@@ -44,7 +44,7 @@ pub use again::{Attempt, HELD, Seen};
 pub use agent::Agent;
 pub use call::Params;
 pub use client::Client;
-pub use cluster::{Bridge, ClusterStatus, Guest, Node};
+pub use cluster::{Bridge, Guest, Node};
 pub use console::SerialLog;
 pub use counts::Counts;
 pub use error::{Error, Missing};
@@ -54,4 +54,4 @@ pub use settings::{Credentials, Endpoint, Fingerprint, Pace, SecretSource, Setti
 pub use storage::{Content, Download, Storage, StorageStatus, Volume, VolumeInfo, normalise_file_name};
 pub use task::{BadUpid, Ending, OnLine, TaskEntry, TaskFilter, TaskLog, TaskState, Upid};
 pub use upload::{OnSent, Upload};
-pub use vm::{CloneOptions, CloudInitPart, ConfigChange, MoveTo, Pending, Vm, VmConfig, VmStatus};
+pub use vm::{CloneOptions, ConfigChange, Vm, VmConfig, VmStatus};

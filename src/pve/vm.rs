@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::agent::Agent;
 use super::call::{Call, Params};
-use super::client::understand;
 use super::loose::{self, Text};
 use super::property::parse_tags;
 use super::{Client, Error, NodeName, StorageId, Upid, Vmid};
@@ -64,11 +63,6 @@ impl VmConfig {
     pub fn uuid(&self) -> Option<String> {
         super::property::parse_smbios(self.get("smbios1")?).get("uuid").map(|uuid| uuid.to_lowercase())
     }
-
-    /// Returns the keys of disks that no device uses: `unused0`, `unused1`, …
-    pub fn unused(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str).filter(|key| key.starts_with("unused"))
-    }
 }
 
 impl<'de> Deserialize<'de> for VmConfig {
@@ -90,8 +84,6 @@ pub struct ConfigChange {
     pub set: Params,
     /// What to delete.
     pub delete: Vec<String>,
-    /// Which pending changes to take back.
-    pub revert: Vec<String>,
     /// The digest that the configuration must still have, else [`Error::Changed`].
     pub digest: Option<String>,
 }
@@ -117,37 +109,11 @@ impl ConfigChange {
 
     fn params(&self) -> Params {
         let mut params = self.set.clone();
-        for (key, names) in [("delete", &self.delete), ("revert", &self.revert)] {
-            if !names.is_empty() {
-                params.insert(key.to_owned(), names.join(","));
-            }
+        if !self.delete.is_empty() {
+            params.insert("delete".to_owned(), self.delete.join(","));
         }
         params.extend(self.digest.clone().map(|digest| ("digest".to_owned(), digest)));
         params
-    }
-}
-
-/// A value that a running VM gets at its next start.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Pending {
-    /// The key.
-    pub key: String,
-    /// The value now.
-    #[serde(default, deserialize_with = "loose::maybe_text")]
-    pub value: Option<String>,
-    /// The value to come.
-    #[serde(default, deserialize_with = "loose::maybe_text")]
-    pub pending: Option<String>,
-    /// Whether the key is going to be deleted.
-    #[serde(default, deserialize_with = "loose::flag")]
-    pub delete: bool,
-}
-
-impl Pending {
-    /// Tells whether something is going to change.
-    #[must_use]
-    pub fn changes(&self) -> bool {
-        self.pending.is_some() || self.delete
     }
 }
 
@@ -204,36 +170,6 @@ pub struct CloneOptions {
     pub pool: Option<String>,
     /// Its description, else the original's.
     pub description: Option<String>,
-}
-
-/// Where [`Vm::move_disk`] moves a disk.
-#[derive(Debug, Clone)]
-pub enum MoveTo {
-    /// To another storage, as a copy; the old disk becomes `unusedN` unless it is deleted.
-    Storage {
-        /// The storage.
-        storage: StorageId,
-        /// Whether the old disk is deleted.
-        delete: bool,
-    },
-    /// To another VM on the same node, as a renaming.
-    Vm {
-        /// The VM that gets it.
-        vmid: Vmid,
-        /// The key it gets there, such as `unused5`.
-        disk: String,
-    },
-}
-
-/// Which document of a cloud-init drive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloudInitPart {
-    /// user-data.
-    User,
-    /// network-config.
-    Network,
-    /// meta-data.
-    Meta,
 }
 
 impl Client {
@@ -299,16 +235,6 @@ impl Vm {
         self.client.ask(self.at(Call::get("/nodes/{node}/qemu/{vmid}/config"))).await
     }
 
-    /// Returns the configuration that it runs with, without pending changes.
-    pub async fn current_config(&self) -> Result<VmConfig, Error> {
-        self.client.ask(self.at(Call::get("/nodes/{node}/qemu/{vmid}/config")).query("current", 1)).await
-    }
-
-    /// Returns its configuration key by key, with what is pending.
-    pub async fn pending(&self) -> Result<Vec<Pending>, Error> {
-        self.client.ask(self.at(Call::get("/nodes/{node}/qemu/{vmid}/pending"))).await
-    }
-
     /// Changes its configuration at once, for what neither allocates nor plugs: an answer that takes
     /// over 30 s is lost.
     pub async fn set(&self, change: &ConfigChange) -> Result<(), Error> {
@@ -346,17 +272,6 @@ impl Vm {
         self.begin(with_timeout(call, Some(limit), body), "qmshutdown").await
     }
 
-    /// Asks its guest to power off and starts it again, with pending changes.
-    pub async fn reboot(&self, limit: Duration) -> Result<Upid, Error> {
-        let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/status/reboot"));
-        self.begin(with_timeout(call, Some(limit), json!({})), "qmreboot").await
-    }
-
-    /// Presses its reset button.
-    pub async fn reset(&self) -> Result<Upid, Error> {
-        self.begin(self.at(Call::post("/nodes/{node}/qemu/{vmid}/status/reset")), "qmreset").await
-    }
-
     /// Makes a copy of it. Tags, description, `onboot`, `protection` and even `meta` are copied.
     pub async fn clone_to(&self, options: &CloneOptions) -> Result<Upid, Error> {
         let CloneOptions { newid, name, full, storage, pool, description } = options;
@@ -382,39 +297,10 @@ impl Vm {
         self.begin(call.body(json!({ "disk": disk, "size": size })), "resize").await
     }
 
-    /// Moves a disk to another storage or to another VM.
-    pub async fn move_disk(&self, disk: &str, to: &MoveTo) -> Result<Upid, Error> {
-        let body = match to {
-            MoveTo::Storage { storage, delete } => {
-                json!({ "disk": disk, "storage": storage.as_str(), "delete": u8::from(*delete) })
-            }
-            MoveTo::Vm { vmid, disk: target } => {
-                json!({ "disk": disk, "target-vmid": vmid.get(), "target-disk": target })
-            }
-        };
-        self.begin(self.at(Call::post("/nodes/{node}/qemu/{vmid}/move_disk")).body(body), "qmmove").await
-    }
-
     /// Destroys it with its disks, and its entries in backup jobs, replication and HA. It must be stopped.
     pub async fn destroy(&self) -> Result<Upid, Error> {
         let call = self.at(Call::delete("/nodes/{node}/qemu/{vmid}")).query("purge", 1);
         self.begin(call.query("destroy-unreferenced-disks", 1), "qmdestroy").await
-    }
-
-    /// Makes the content of its cloud-init drive anew.
-    pub async fn regenerate_cloudinit(&self) -> Result<(), Error> {
-        self.client.call(self.at(Call::put("/nodes/{node}/qemu/{vmid}/cloudinit"))).await.map(drop)
-    }
-
-    /// Returns a document that its cloud-init drive would have; a custom one is not looked at.
-    pub async fn cloudinit(&self, part: CloudInitPart) -> Result<String, Error> {
-        let name = match part {
-            CloudInitPart::User => "user",
-            CloudInitPart::Network => "network",
-            CloudInitPart::Meta => "meta",
-        };
-        let call = self.at(Call::get("/nodes/{node}/qemu/{vmid}/cloudinit/dump"));
-        self.client.ask(call.query("type", name)).await
     }
 
     /// Presses keys together, named as QEMU's monitor names them: `ret`, `spc`, `shift-a`, `ctrl-alt-f2`.
@@ -429,25 +315,6 @@ impl Vm {
             return Err(Error::Unusable { what: call.to_string(), reason });
         }
         self.client.call(call.body(json!({ "key": key }))).await.map(drop)
-    }
-
-    /// Runs a command in QEMU's monitor and returns what it prints. Few are allowed to a token.
-    pub async fn monitor(&self, command: &str) -> Result<String, Error> {
-        let call =
-            self.at(Call::post("/nodes/{node}/qemu/{vmid}/monitor")).body(json!({ "command": command }));
-        let what = call.to_string();
-        let printed: Option<String> = understand(what.clone(), self.client.call(call).await?)?;
-        let printed = printed.unwrap_or_default();
-        match printed.strip_prefix("ERROR: ") {
-            Some(message) if message.trim_end().ends_with(" not running") => {
-                Err(Error::NotRunning { what, message: message.trim_end().to_owned() })
-            }
-            Some(message) => {
-                let message = message.trim_end().to_owned();
-                Err(Error::Refused { what, status: 200, message, parameters: Vec::new() })
-            }
-            None => Ok(printed),
-        }
     }
 }
 
@@ -474,7 +341,6 @@ mod tests {
         );
         assert_eq!((config.lock(), config.is_template()), (Some("clone"), true));
         assert_eq!(config.uuid().unwrap(), "a2df-1");
-        assert_eq!(config.unused().collect::<Vec<_>>(), ["unused3"]);
         assert!(config.tags().contains("forge"));
     }
 
