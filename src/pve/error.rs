@@ -284,6 +284,11 @@ impl Error {
             let lock = lock_in(&message);
             return Self::Busy { what, message, lock };
         }
+        match command_in(&message) {
+            Some(Command::NotSent) => return Self::Busy { what, message, lock: None },
+            Some(Command::Lost) => return Self::Unknown { what, reason: message },
+            None => {}
+        }
         let taken = |text: &str| text.contains("already exists");
         if (message.starts_with("unable to create ") || parameters.iter().any(|(name, _)| name == "vmid"))
             && (taken(&message) || parameters.iter().any(|(_, text)| taken(text)))
@@ -302,10 +307,6 @@ impl Error {
         {
             return Self::Changed { what, message };
         }
-        // The command went to QEMU or to the agent, which may still carry it out.
-        if message.contains(" command '") && message.ends_with("failed - got timeout") {
-            return Self::Unknown { what, reason: message };
-        }
         Self::Refused { what, status, message, parameters }
     }
 }
@@ -318,9 +319,31 @@ fn not_found(message: &str) -> bool {
 
 /// Tells whether a text says that something holds the VM.
 fn is_busy(message: &str) -> bool {
-    lock_in(message).is_some()
-        || message.contains("can't lock file '")
-        || (message.starts_with("unable to connect to VM ") && message.contains(" socket"))
+    lock_in(message).is_some() || message.contains("can't lock file '")
+}
+
+/// What became of a command to QEMU or to the guest agent.
+enum Command {
+    NotSent,
+    /// It may be, or have been, carried out.
+    Lost,
+}
+
+/// Returns what became of the command that a text like `VM 110 qmp command 'guest-exec' failed - got timeout`
+/// names; nothing where QEMU has refused it. (qemu-server, `src/PVE/QMPClient.pm`.)
+fn command_in(message: &str) -> Option<Command> {
+    /// They follow the opening of a file in the same call, and that has emptied a file to be written.
+    const FOLLOWING: [&str; 3] = ["guest-file-write", "guest-file-read", "guest-file-close"];
+    let (_, rest) = message.strip_prefix("VM ")?.split_once(' ')?;
+    let rest = rest.strip_prefix("qmp command '").or_else(|| rest.strip_prefix("qga command '"))?;
+    let (command, trouble) = rest.split_once("' failed - ")?;
+    if trouble.starts_with("unable to connect to VM ") {
+        return Some(if FOLLOWING.contains(&command) { Command::Lost } else { Command::NotSent });
+    }
+    // What the agent itself refuses reads `Agent error: …`; QEMU's refusals stand in this place.
+    let broken = ["got timeout", "client closed connection", "got wrong command id", "received response"];
+    let lost = command.starts_with("guest-") || broken.iter().any(|start| trouble.starts_with(start));
+    lost.then_some(Command::Lost)
 }
 
 /// Returns the lock that a text like `VM is locked (clone)` names.
@@ -442,6 +465,7 @@ mod tests {
             Error::Refused { .. } => "refused",
             _ => "?",
         };
+        let failed = |command, trouble| format!("VM 110 qmp command '{command}' failed - {trouble}");
         for (status, text, wanted) in [
             (595, "Connection refused", "not sent"),
             (596, "Broken pipe", "unknown"),
@@ -457,9 +481,31 @@ mod tests {
             (500, "create role failed: role 'BuildNode' already exists", "refused"),
             (500, "VM is locked (clone)", "busy"),
             (500, "can't lock file '/var/lock/qemu-server/lock-601.conf' - got timeout", "busy"),
-            (500, "unable to connect to VM 100 qga socket - timeout after 31 retries", "busy"),
-            (500, "VM 110 qmp command 'guest-exec' failed - got timeout", "unknown"),
-            (500, "VM 110 qga command 'guest-exec' failed - got timeout", "unknown"),
+            (
+                500,
+                &failed("guest-exec", "unable to connect to VM 110 qga socket - timeout after 31 retries"),
+                "busy",
+            ),
+            (
+                500,
+                &failed("guest-exec", "unable to connect to VM 110 qga socket - Connection refused"),
+                "busy",
+            ),
+            (500, &failed("guest-file-open", "unable to connect to VM 110 qga socket - timeout"), "busy"),
+            (500, &failed("guest-file-write", "unable to connect to VM 110 qga socket - timeout"), "unknown"),
+            (500, &failed("guest-exec", "got timeout"), "unknown"),
+            (500, &failed("guest-exec", "got timeout").replace("qmp", "qga"), "unknown"),
+            (500, &failed("guest-exec-status", "client closed connection"), "unknown"),
+            (500, &failed("guest-exec", "got wrong command id '50012' (expected 50011)"), "unknown"),
+            (500, &failed("human-monitor-command", "got timeout"), "unknown"),
+            (
+                500,
+                &failed("human-monitor-command", "unable to connect to VM 110 qmp socket - timeout"),
+                "busy",
+            ),
+            (500, &failed("netdev_add", "network script x failed with status 512"), "refused"),
+            (500, "Agent error: Invalid parameter 'pid'", "refused"),
+            (500, "No QEMU guest agent configured", "refused"),
             (500, "QEMU guest agent is not running", "silent"),
             (500, "VM 111 is not running", "not running"),
             (500, "VM 110 not running", "not running"),

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use forge::pve::{
-    Client, CloneOptions, ConfigChange, Content, Download, Error, NodeName, Params, Storage, StorageId, TaskFilter, Upid, Vm,
+    Client, CloneOptions, ConfigChange, Content, Download, Error, NodeName, Params, Storage, StorageId,
+    TaskFilter, Upid, Vm,
 };
 use serde_json::Value;
 

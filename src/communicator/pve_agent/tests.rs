@@ -199,7 +199,12 @@ async fn a_command_that_a_restart_took_may_have_run() {
 async fn what_proxmox_says_becomes_what_can_be_done() {
     for (status, text, kind) in [
         (500, "QEMU guest agent is not running", "NotSent"),
-        (500, "unable to connect to VM 110 qga socket - timeout after 31 retries", "NotSent"),
+        (
+            500,
+            "VM 110 qmp command 'guest-exec' failed - unable to connect to VM 110 qga socket - timeout after 31 retries",
+            "NotSent",
+        ),
+        (500, "VM 110 qmp command 'guest-exec' failed - client closed connection", "Unknown"),
         (500, "VM 110 is not running", "Gone"),
         (500, "Configuration file 'nodes/pve1/qemu-server/110.conf' does not exist", "Gone"),
         (403, "Permission check failed (/vms/110, VM.Monitor)", "Refused"),
