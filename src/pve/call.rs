@@ -123,9 +123,15 @@ impl Call {
         self.body(serde_json::to_value(params).expect("texts are JSON"))
     }
 
-    /// Tells whether the call changes nothing, so that it may be repeated.
+    /// Tells whether the call changes nothing.
     pub(super) fn reads(&self) -> bool {
         self.method == Method::Get
+    }
+
+    /// Tells whether the call may be made again when its answer is lost. A guest agent tells how a command
+    /// ended once, and how often it is asked is for those to say who ask it.
+    pub(super) fn may_repeat(&self) -> bool {
+        self.reads() && self.agent.is_none()
     }
 
     /// Returns the path and query for the request line.

@@ -198,7 +198,7 @@ impl Client {
             };
             match &error {
                 Error::NotSent { .. } => {}
-                Error::Unknown { .. } if call.reads() => {}
+                Error::Unknown { .. } if call.may_repeat() => {}
                 // A 401 is given before anything is done.
                 Error::Unauthorized { .. } if !renewed && self.inner.auth.forget_ticket().await => {
                     renewed = true;

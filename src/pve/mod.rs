@@ -8,9 +8,10 @@
 //!                     └─ version, privileges, nodes, guests, bridges, tasks, counts
 //! ```
 //!
-//! - Reads are repeated while the server is not reached; changes only when they certainly were not sent.
-//!   A change whose answer is lost is looked for among the node's tasks, else it is [`Error::Unknown`]
-//!   and [`Client::settle`] lets the caller look at the world before it is made again.
+//! - Reads are repeated while the server is not reached; changes, and what is asked of a guest agent, only
+//!   when they certainly were not sent. A change whose answer is lost is looked for among the node's tasks,
+//!   else it is [`Error::Unknown`] and [`Client::settle`] lets the caller look at the world before it is
+//!   made again.
 //! - For each VM one call is under way at a time, for each node at most two that bother guest agents: a
 //!   node has three workers for everybody, and a silent agent keeps one busy for 3 s.
 //! - Connections are reused for less than the 5 s after which the server closes them.

@@ -87,6 +87,19 @@ async fn changes_are_repeated_only_when_they_were_not_sent() {
 }
 
 #[tokio::test]
+async fn a_guest_agent_is_asked_once() {
+    let lost = Reply::refusal(500, "VM 110 qmp command 'guest-exec-status' failed - got timeout");
+    for trouble in [Reply::Hangup, Reply::answer(596, "Connection timed out", ""), lost] {
+        let server = Server::plain(move |_| trouble.clone()).await;
+        let agent = vm(&client(&server)).agent();
+        for error in [agent.exec_status(5).await.unwrap_err(), agent.read_file("/x").await.unwrap_err()] {
+            assert!(error.is_unknown(), "{error}");
+        }
+        assert_eq!(server.requests().len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn refusals_are_not_repeated() {
     for (status, text) in
         [(500, "VM is locked (backup)"), (403, "Permission check failed"), (400, "Bad Request"), (501, "?")]
