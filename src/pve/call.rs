@@ -1,6 +1,6 @@
 //! A request as the client is given it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -43,8 +43,8 @@ pub(super) struct Call {
     arguments: Vec<String>,
     query: Vec<(&'static str, String)>,
     body: Option<Value>,
-    /// The VM it concerns: one call at a time is under way for each.
-    pub(super) vmid: Option<Vmid>,
+    /// The VMs it concerns: one call at a time is under way for each.
+    pub(super) vms: BTreeSet<Vmid>,
     /// The node whose guest agents it bothers.
     pub(super) agent: Option<NodeName>,
 }
@@ -57,7 +57,7 @@ impl Call {
             arguments: Vec::new(),
             query: Vec::new(),
             body: None,
-            vmid: None,
+            vms: BTreeSet::new(),
             agent: None,
         }
     }
@@ -89,9 +89,9 @@ impl Call {
         self.at(vmid).holding(vmid)
     }
 
-    /// Names the VM that the call concerns without being in its path.
+    /// Names a VM that the call concerns without being in its path.
     pub(super) fn holding(mut self, vmid: Vmid) -> Self {
-        self.vmid = Some(vmid);
+        self.vms.insert(vmid);
         self
     }
 

@@ -77,7 +77,7 @@ impl fmt::Debug for Client {
 /// The right to make a call now.
 #[derive(Debug)]
 struct Turn {
-    _vm: Option<OwnedMutexGuard<()>>,
+    _vms: Vec<OwnedMutexGuard<()>>,
     _agent: Option<OwnedSemaphorePermit>,
 }
 
@@ -171,10 +171,11 @@ impl Client {
     }
 
     async fn turn(&self, call: &Call) -> Turn {
-        let vm = match call.vmid {
-            Some(vmid) => Some(shared(&self.inner.vms, vmid, tokio::sync::Mutex::default).lock_owned().await),
-            None => None,
-        };
+        let mut vms = Vec::new();
+        // In ascending order, so that no two calls wait for each other.
+        for vmid in &call.vms {
+            vms.push(shared(&self.inner.vms, *vmid, tokio::sync::Mutex::default).lock_owned().await);
+        }
         let agent = match &call.agent {
             Some(node) => {
                 let calls = shared(&self.inner.agents, node.clone(), || Semaphore::new(AGENT_CALLS));
@@ -182,7 +183,7 @@ impl Client {
             }
             None => None,
         };
-        Turn { _vm: vm, _agent: agent }
+        Turn { _vms: vms, _agent: agent }
     }
 
     /// Attempts a call until it has an answer or may not be repeated.

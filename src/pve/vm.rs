@@ -282,7 +282,7 @@ impl Vm {
         let storage = storage.as_ref().map(ToString::to_string);
         let optional = [("name", name), ("storage", &storage), ("pool", pool), ("description", description)];
         params.extend(optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?))));
-        let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/clone")).params(&params);
+        let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/clone")).holding(*newid).params(&params);
         self.begin(call, "qmclone").await
     }
 

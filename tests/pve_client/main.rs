@@ -2,8 +2,8 @@
 //! sent in which shape, whom it trusts, and that no secret shows.
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use forge::definition::Secret;
@@ -216,6 +216,37 @@ async fn a_vm_gets_one_call_at_a_time_and_a_dropped_one_ends_first() {
     assert!(started.elapsed() >= Duration::from_millis(350), "{:?}", started.elapsed());
     let put = "PUT /nodes/pve1/qemu/110/config";
     assert_eq!(server.lines(), [put, "GET /version", put, put]);
+}
+
+#[tokio::test]
+async fn who_looks_for_a_clone_waits_for_the_answer_about_it() {
+    let answered = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&answered);
+    let server = Server::plain(move |request| {
+        if request.path.ends_with("/clone") {
+            let clone = Reply::data(json!(UPID.replace("qmstart", "qmclone")));
+            return Reply::Late(Duration::from_millis(200), Box::new(clone));
+        }
+        seen.store(true, Ordering::Relaxed);
+        Reply::refusal(500, "Configuration file 'nodes/pve1/qemu-server/105.conf' does not exist")
+    })
+    .await;
+    let client = client(&server);
+    let options = CloneOptions {
+        // Below its original's: turns are taken in the order of the VMIDs.
+        newid: "105".parse().unwrap(),
+        name: None,
+        full: false,
+        storage: None,
+        pool: None,
+        description: None,
+    };
+    let dropped = tokio::time::timeout(Duration::from_millis(50), vm(&client).clone_to(&options)).await;
+    assert!(dropped.is_err());
+    let looked = client.vm(&"pve1".parse().unwrap(), options.newid);
+    let early = tokio::time::timeout(Duration::from_millis(50), looked.config()).await;
+    assert!(early.is_err() && !answered.load(Ordering::Relaxed));
+    assert!(looked.config().await.unwrap_err().is_not_found());
 }
 
 #[tokio::test]
