@@ -1,8 +1,8 @@
 //! Sends requests and repeats those that may be repeated.
 //!
-//! Each call runs in a task of its own to its end, also when nobody waits for it any more: a change that
-//! has been sent is carried out whatever the caller does, and the next call for that VM must not begin
-//! before its answer is in.
+//! Each call is made in a task of its own and goes on when nobody waits for it any more: a change that has
+//! been sent is carried out whatever the caller does, and the next call for that VM must not begin before
+//! its answer is in. What has not been sent by then, is not.
 //!
 //! ```text
 //! call ─► turn (one per VM, two agent calls per node) ─► attempt ─┬─► value
@@ -12,6 +12,7 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ use hickory_resolver::TokioResolver;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -155,19 +156,19 @@ impl Client {
     /// Makes a call and returns the `data` of its answer and which endpoint gave it.
     pub(super) async fn call_at(&self, call: Call) -> Result<(Value, usize), Error> {
         let what = call.to_string();
+        // Waited for here: whoever goes away before his turn has sent nothing.
+        let turn = self.turn(&call).await;
+        let (_here, gone) = oneshot::channel();
         let client = self.clone();
-        let worker = tokio::spawn(async move { client.perform(&call).await });
+        let worker = tokio::spawn(async move {
+            let result = client.repeat(&call, gone).await;
+            drop(turn);
+            result
+        });
         worker.await.unwrap_or_else(|error| match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(Error::Unknown { what, reason: "forge is ending".to_owned() }),
         })
-    }
-
-    async fn perform(&self, call: &Call) -> Result<(Value, usize), Error> {
-        let turn = self.turn(call).await;
-        let result = self.repeat(call).await;
-        drop(turn);
-        result
     }
 
     async fn turn(&self, call: &Call) -> Turn {
@@ -186,8 +187,12 @@ impl Client {
         Turn { _vms: vms, _agent: agent }
     }
 
-    /// Attempts a call until it has an answer or may not be repeated.
-    async fn repeat(&self, call: &Call) -> Result<(Value, usize), Error> {
+    /// Attempts a call until it has an answer or may not be repeated, or whoever made it is gone.
+    async fn repeat(
+        &self,
+        call: &Call,
+        mut gone: oneshot::Receiver<Infallible>,
+    ) -> Result<(Value, usize), Error> {
         let Pace { patience, pause, .. } = self.inner.pace;
         let deadline = Instant::now() + patience;
         let mut next = pause;
@@ -210,7 +215,10 @@ impl Client {
             if Instant::now() + next > deadline {
                 return Err(error);
             }
-            sleep(next).await;
+            tokio::select! {
+                _ = &mut gone => return Err(error),
+                () = sleep(next) => {}
+            }
             next = (next * 2).min(pause * 8);
         }
     }

@@ -219,6 +219,25 @@ async fn a_vm_gets_one_call_at_a_time_and_a_dropped_one_ends_first() {
 }
 
 #[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_sent() {
+    let server = Server::plain(|_| {
+        Reply::Late(Duration::from_millis(100), Box::new(Reply::answer(595, "Connection refused", "")))
+    })
+    .await;
+    let client = client(&server);
+    let (vm, change) = (vm(&client), ConfigChange::set([("cores", "2")]));
+    let short = Duration::from_millis(20);
+    let (first, second) = tokio::join!(
+        tokio::time::timeout(short, vm.set(&change)),
+        tokio::time::timeout(short, vm.set(&change))
+    );
+    assert!(first.is_err() && second.is_err());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Neither the one that waited for its turn, nor the first again: nothing came of it.
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn who_looks_for_a_clone_waits_for_the_answer_about_it() {
     let answered = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&answered);
