@@ -406,6 +406,25 @@ async fn a_password_gets_a_ticket_that_is_used_until_it_is_refused() {
     assert_eq!((tickets, server.lines().len()), (2, 6));
 }
 
+/// Returns a client with a user and a password.
+fn with_password(server: &Server) -> Client {
+    let mut settings = settings(server, Trust::Anything);
+    settings.credentials = Credentials::password("root@pam", Secret::new("hunter2")).unwrap();
+    Client::new(settings).unwrap()
+}
+
+fn ticket(name: &str) -> Reply {
+    Reply::data(json!({ "ticket": name, "CSRFPreventionToken": "csrf" }))
+}
+
+#[tokio::test]
+async fn a_ticket_that_was_lost_is_asked_for_again() {
+    let replies = vec![Reply::Hangup, Reply::answer(596, "?", ""), ticket("PVE:x"), Reply::data(json!(null))];
+    let server = Server::plain(in_turn(replies)).await;
+    vm(&with_password(&server)).set(&ConfigChange::set([("cores", "2")])).await.unwrap();
+    assert_eq!(server.requests().len(), 4);
+}
+
 #[tokio::test]
 async fn a_ticket_that_is_none_is_told() {
     for (reply, words) in [
