@@ -1,5 +1,6 @@
 //! Who asks: the headers that say so, and the ticket's life.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -23,6 +24,8 @@ const TICKET_RENEWABLE: Duration = Duration::from_mins(110);
 pub(super) struct Auth {
     credentials: Credentials,
     ticket: Mutex<Option<Ticket>>,
+    /// How many tickets there have been.
+    tickets: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -30,6 +33,16 @@ pub(super) struct Ticket {
     cookie: Secret,
     csrf: Secret,
     since: Instant,
+    /// How many tickets there have been, with this one.
+    generation: u64,
+}
+
+/// The header lines that say who asks.
+#[derive(Debug)]
+pub(super) struct Headers {
+    pub(super) lines: Secret,
+    /// The generation of the ticket in them; nothing for a token.
+    ticket: Option<u64>,
 }
 
 /// The answer of `POST /access/ticket`.
@@ -42,7 +55,7 @@ struct TicketAnswer {
 
 impl Auth {
     pub(super) fn new(credentials: Credentials) -> Self {
-        Self { credentials, ticket: Mutex::default() }
+        Self { credentials, ticket: Mutex::default(), tickets: AtomicU64::new(0) }
     }
 
     pub(super) fn who(&self) -> &str {
@@ -50,26 +63,30 @@ impl Auth {
     }
 
     /// Returns the header lines of a request, for which a ticket may have to be got first.
-    pub(super) async fn headers(&self, client: &Client, reads: bool) -> Result<Secret, Error> {
+    pub(super) async fn headers(&self, client: &Client, reads: bool) -> Result<Headers, Error> {
         let Credentials::Password { user, password } = &self.credentials else {
-            return Ok(self.token_header());
+            return Ok(Headers { lines: self.token_header(), ticket: None });
         };
         let mut slot = self.ticket.lock().await;
         let ticket = match slot.take() {
             Some(ticket) if ticket.since.elapsed() < TICKET_LIFE => ticket,
             old => {
                 let old = old.filter(|ticket| ticket.since.elapsed() < TICKET_RENEWABLE);
-                renew(client, user, old, password).await?
+                let generation = self.tickets.fetch_add(1, Ordering::Relaxed);
+                renew(client, user, old, password, generation).await?
             }
         };
-        let headers = ticket.headers(reads);
+        let headers = Headers { lines: ticket.headers(reads), ticket: Some(ticket.generation) };
         *slot = Some(ticket);
         Ok(headers)
     }
 
-    /// Drops a ticket that the server did not take; says whether another attempt makes sense.
-    pub(super) async fn forget_ticket(&self) -> bool {
-        matches!(self.credentials, Credentials::Password { .. }) && self.ticket.lock().await.take().is_some()
+    /// Drops the ticket that the server did not take, unless another call has got a new one meanwhile; says
+    /// whether another attempt makes sense.
+    pub(super) async fn forget_ticket(&self, refused: &Headers) -> bool {
+        let mut slot = self.ticket.lock().await;
+        slot.take_if(|ticket| Some(ticket.generation) == refused.ticket);
+        refused.ticket.is_some()
     }
 
     fn token_header(&self) -> Secret {
@@ -91,7 +108,13 @@ impl Ticket {
 }
 
 /// Gets a ticket for the old one, else for the password.
-async fn renew(client: &Client, user: &str, old: Option<Ticket>, password: &Secret) -> Result<Ticket, Error> {
+async fn renew(
+    client: &Client,
+    user: &str,
+    old: Option<Ticket>,
+    password: &Secret,
+    generation: u64,
+) -> Result<Ticket, Error> {
     let since = Instant::now();
     let mut answer = login(client, user, old.as_ref().map_or(password, |old| &old.cookie)).await;
     if old.is_some() && matches!(answer, Err(Error::Unauthorized { .. })) {
@@ -109,7 +132,7 @@ async fn renew(client: &Client, user: &str, old: Option<Ticket>, password: &Secr
     if (ticket.clone() + &csrf).contains(['\r', '\n']) {
         return Err(Error::Answer { what, reason: "the ticket has more than one line".to_owned() });
     }
-    Ok(Ticket { cookie: Secret::new(ticket), csrf: Secret::new(csrf), since })
+    Ok(Ticket { cookie: Secret::new(ticket), csrf: Secret::new(csrf), since, generation })
 }
 
 async fn login(client: &Client, user: &str, password: &Secret) -> Result<Value, Error> {

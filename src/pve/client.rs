@@ -27,7 +27,7 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use super::auth::Auth;
+use super::auth::{Auth, Headers};
 use super::call::Call;
 use super::counts::{Counter, Counts};
 use super::error::Answer;
@@ -196,7 +196,6 @@ impl Client {
         let Pace { patience, pause, .. } = self.inner.pace;
         let deadline = Instant::now() + patience;
         let mut next = pause;
-        let mut renewed = false;
         loop {
             let error = match self.attempt(call).await {
                 Ok(value) => return Ok(value),
@@ -205,11 +204,6 @@ impl Client {
             match &error {
                 Error::NotSent { .. } => {}
                 Error::Unknown { .. } if call.may_repeat() => {}
-                // A 401 is given before anything is done.
-                Error::Unauthorized { .. } if !renewed && self.inner.auth.forget_ticket().await => {
-                    renewed = true;
-                    continue;
-                }
                 _ => return Err(error),
             }
             if Instant::now() + next > deadline {
@@ -224,8 +218,20 @@ impl Client {
     }
 
     async fn attempt(&self, call: &Call) -> Result<(Value, usize), Error> {
-        let headers = self.auth_headers(call.reads()).await?;
-        let (response, endpoint) = self.send(call, Some(headers.expose())).await?;
+        let auth = &self.inner.auth;
+        let headers = auth.headers(self, call.reads()).await?;
+        match self.attempt_as(call, &headers).await {
+            // A 401 is given before anything is done.
+            Err(Error::Unauthorized { .. }) if auth.forget_ticket(&headers).await => {
+                let headers = auth.headers(self, call.reads()).await?;
+                self.attempt_as(call, &headers).await
+            }
+            result => result,
+        }
+    }
+
+    async fn attempt_as(&self, call: &Call, headers: &Headers) -> Result<(Value, usize), Error> {
+        let (response, endpoint) = self.send(call, Some(headers.lines.expose())).await?;
         Ok((self.value(call, &response)?, endpoint))
     }
 
@@ -285,7 +291,7 @@ impl Client {
 
     /// Returns the header lines that say who asks, for requests that are sent by other means.
     pub(super) async fn auth_headers(&self, reads: bool) -> Result<crate::definition::Secret, Error> {
-        self.inner.auth.headers(self, reads).await
+        Ok(self.inner.auth.headers(self, reads).await?.lines)
     }
 
     /// Makes the one call that needs no authentication, once.

@@ -426,6 +426,35 @@ async fn a_ticket_that_was_lost_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn two_calls_whose_ticket_is_refused_share_the_next_one() {
+    let mut tickets = 0;
+    let server = Server::plain(move |request| {
+        if request.path == "/access/ticket" {
+            tickets += 1;
+            return ticket(&format!("PVE{tickets}"));
+        }
+        let old = request.header("cookie") == Some("PVEAuthCookie=PVE1");
+        match request.path.as_str() {
+            "/version" => version(),
+            // Both are under way before the first refusal, and the second comes after the new ticket.
+            path if old => {
+                let pause = Duration::from_millis(if path.contains("/110/") { 100 } else { 250 });
+                Reply::Late(pause, Box::new(Reply::answer(401, "permission denied - invalid PVE ticket", "")))
+            }
+            _ => Reply::data(json!(null)),
+        }
+    })
+    .await;
+    let client = with_password(&server);
+    client.version().await.unwrap();
+    let change = ConfigChange::set([("cores", "2")]);
+    let (one, other) = (vm(&client), client.vm(&"pve1".parse().unwrap(), "111".parse().unwrap()));
+    tokio::try_join!(one.set(&change), other.set(&change)).unwrap();
+    let asked = server.lines().iter().filter(|line| line.ends_with("/access/ticket")).count();
+    assert_eq!(asked, 2);
+}
+
+#[tokio::test]
 async fn a_ticket_that_is_none_is_told() {
     for (reply, words) in [
         (Reply::refusal(401, "authentication failure"), "authentication failure"),
