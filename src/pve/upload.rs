@@ -43,6 +43,15 @@ pub struct Upload<'a> {
 /// Takes how many bytes of how many are sent.
 pub type OnSent<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
 
+/// How much of a request the server can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// The end is missing, so it stores nothing.
+    Part,
+    /// The end was written, and how much of it got there nobody can tell.
+    PerhapsAll,
+}
+
 /// Why the body was not sent whole.
 enum Stopped {
     /// The server speaks, or has closed the connection.
@@ -77,18 +86,14 @@ impl Storage {
 
         let silence = self.client.pace().answer;
         let sent = send(&mut connection, &opening, &mut file, size, &frame.end(), silence, on_sent).await;
-        let response = match sent {
-            Err(Stopped::File(reason)) => return Err(unusable(reason)),
-            Err(Stopped::Server) => answer(&mut connection, silence)
-                .await
-                .map_err(|reason| Error::NotSent { what: what.clone(), reason })?,
-            Ok(()) => match answer(&mut connection, silence).await {
-                Ok(response) => response,
-                Err(reason) => {
-                    let found = self.client.find_lost(&self.node, "imgcopy", "", begun).await;
-                    return found.ok_or(Error::Unknown { what, reason });
-                }
-            },
+        let sent = sent.map_err(unusable)?;
+        let response = match (answer(&mut connection, silence).await, sent) {
+            (Ok(response), _) => response,
+            (Err(reason), Sent::Part) => return Err(Error::NotSent { what, reason }),
+            (Err(reason), Sent::PerhapsAll) => {
+                let found = self.client.find_lost(&self.node, "imgcopy", "", begun).await;
+                return found.ok_or(Error::Unknown { what, reason });
+            }
         };
         let upid: Upid = understand(what.clone(), data(&what, self.client.who(), &response)?)?;
         self.client.remember(&upid);
@@ -150,7 +155,10 @@ fn check_name(upload: &Upload<'_>) -> Result<(), String> {
     ))
 }
 
-/// Sends the whole request, or stops as soon as the server speaks.
+/// Sends the whole request, or stops as soon as the server speaks; says how much it can have then.
+///
+/// # Errors
+/// What is wrong with the file.
 async fn send(
     connection: &mut Connection,
     opening: &[u8],
@@ -159,13 +167,15 @@ async fn send(
     end: &str,
     silence: Duration,
     on_sent: OnSent<'_>,
-) -> Result<(), Stopped> {
+) -> Result<Sent, String> {
     let Connection { wire, buffer, .. } = connection;
     let (mut reader, mut writer) = tokio::io::split(wire);
     let mut early = BytesMut::new();
+    let mut sent = Sent::Part;
     let sending = async {
         write(&mut writer, opening, silence).await?;
         send_file(&mut writer, file, size, silence, on_sent).await?;
+        sent = Sent::PerhapsAll;
         write(&mut writer, end.as_bytes(), silence).await?;
         timeout(silence, writer.flush()).await.map_err(|_| Stopped::Server)?.map_err(|_| Stopped::Server)
     };
@@ -175,7 +185,10 @@ async fn send(
         result = sending => result,
     };
     buffer.unsplit(early);
-    result
+    match result {
+        Err(Stopped::File(reason)) => Err(reason),
+        Ok(()) | Err(Stopped::Server) => Ok(sent),
+    }
 }
 
 async fn send_file(
@@ -234,7 +247,59 @@ async fn answer(connection: &mut Connection, silence: Duration) -> Result<Respon
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use super::*;
+
+    /// Takes so many bytes, and fails then; says nothing.
+    struct Taking(usize);
+
+    impl tokio::io::AsyncRead for Taking {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Taking {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Poll::Ready(if taken == 0 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(taken) })
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_broke_with_the_end_on_its_way_may_be_there() {
+        let held = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(held.path(), [7; 100]).unwrap();
+        for (taken, expected) in
+            [(0, Sent::Part), (50, Sent::Part), (104, Sent::PerhapsAll), (107, Sent::PerhapsAll)]
+        {
+            let mut connection = Connection::new(Taking(taken), 0);
+            let mut file = File::open(held.path()).await.unwrap();
+            let second = Duration::from_secs(1);
+            let sent = send(&mut connection, b"head", &mut file, 100, "end", second, &|_, _| {}).await;
+            assert_eq!(sent, Ok(expected), "{taken} of 107 bytes");
+        }
+    }
 
     fn upload<'a>(name: &'a str, sha256: Option<&'a str>) -> Upload<'a> {
         Upload { path: Path::new("x"), content: Content::Iso, name, sha256 }
