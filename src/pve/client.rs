@@ -358,6 +358,46 @@ impl Client {
         Err(failed.expect("there is at least one endpoint"))
     }
 
+    /// Connects to that node where one of the endpoints is known to be it, else to any.
+    pub(super) async fn connect_to(&self, node: &NodeName) -> Result<Connection, Error> {
+        match self.endpoint_of(node).await {
+            Some(index) => match self.connect(index).await {
+                Ok(connection) => Ok(connection),
+                // As in `connect_any`.
+                Err(error @ Error::Tls { .. }) => Err(error),
+                Err(_) => self.connect_any().await,
+            },
+            None => self.connect_any().await,
+        }
+    }
+
+    /// Returns which endpoint is that node, by its name or by what the cluster says, for which Sys.Audit on
+    /// `/` is needed.
+    async fn endpoint_of(&self, node: &NodeName) -> Option<usize> {
+        let endpoints = &self.inner.endpoints;
+        if endpoints.len() == 1 {
+            return Some(0);
+        }
+        let is_named = |host: &str| {
+            host.split('.').next().is_some_and(|label| label.eq_ignore_ascii_case(node.as_str()))
+        };
+        if let Some(index) = endpoints.iter().position(|endpoint| is_named(&endpoint.host)) {
+            return Some(index);
+        }
+        let (status, asked) = self.cluster_status().await.ok()?;
+        let line = status.into_iter().find(|line| line.kind == "node" && line.name == node.as_str())?;
+        if line.local {
+            return Some(asked);
+        }
+        let ip: IpAddr = line.ip?.parse().ok()?;
+        endpoints.iter().position(|endpoint| endpoint.host.parse() == Ok(ip))
+    }
+
+    /// Returns an endpoint.
+    pub(super) fn address(&self, index: usize) -> &Endpoint {
+        &self.inner.endpoints[index]
+    }
+
     /// Connects to one endpoint.
     pub(super) async fn connect(&self, index: usize) -> Result<Connection, Error> {
         let endpoint = &self.inner.endpoints[index];

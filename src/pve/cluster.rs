@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::call::Call;
+use super::client::understand;
 use super::{Client, Error, NodeName, Vmid, loose};
 
 /// A node.
@@ -99,6 +100,22 @@ struct TimeAnswer {
     time: i64,
 }
 
+/// A line of `/cluster/status`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ClusterStatus {
+    /// `cluster` or `node`.
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    /// Its name.
+    pub(super) name: String,
+    /// A node's: whether it is the one that answers.
+    #[serde(default, deserialize_with = "loose::flag")]
+    pub(super) local: bool,
+    /// A node's address.
+    #[serde(default)]
+    pub(super) ip: Option<String>,
+}
+
 impl Client {
     /// Lists the nodes.
     pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
@@ -123,6 +140,14 @@ impl Client {
     pub async fn pools(&self) -> Result<Vec<String>, Error> {
         let pools: Vec<PoolAnswer> = self.ask(Call::get("/pools")).await?;
         Ok(pools.into_iter().map(|pool| pool.poolid).collect())
+    }
+
+    /// Returns what the cluster says of its nodes and which endpoint says so; needs Sys.Audit on `/`.
+    pub(super) async fn cluster_status(&self) -> Result<(Vec<ClusterStatus>, usize), Error> {
+        let call = Call::get("/cluster/status");
+        let what = call.to_string();
+        let (value, endpoint) = self.call_at(call).await?;
+        Ok((understand(what, value)?, endpoint))
     }
 
     /// Lists the bridges of a node that this user may see or use.

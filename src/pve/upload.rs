@@ -77,7 +77,9 @@ impl Storage {
 
         let begun = Instant::now();
         let auth = self.client.auth_headers(false).await?;
-        let mut connection = self.client.connect_any().await?;
+        let mut connection = self.client.connect_to(&self.node).await?;
+        // Another node stores it first on a file system of its own, and then hands it on.
+        let what = format!("{what} through {}", self.client.address(connection.endpoint));
         let frame = Frame::new(upload);
         let head =
             self.client.head(&format!("POST {}", call.target()), connection.endpoint, Some(auth.expose()));

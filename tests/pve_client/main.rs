@@ -561,6 +561,37 @@ async fn an_upload_has_the_one_shape_that_is_taken() {
 }
 
 #[tokio::test]
+async fn an_upload_goes_straight_to_its_node_where_that_is_known() {
+    let upid = UPID.replace("qmstart:110", "imgcopy:");
+    let lines = json!([
+        { "type": "cluster", "name": "c", "nodes": 2, "quorate": 1 },
+        { "type": "node", "name": "pve1", "ip": "127.0.0.2", "local": 0, "online": 1 },
+        { "type": "node", "name": "pve2", "ip": "127.0.0.1", "local": 1, "online": 1 },
+    ]);
+    let answer = move |request: &Request| match request.path.as_str() {
+        "/cluster/status" => Reply::data(lines.clone()),
+        _ => Reply::data(json!(upid)),
+    };
+    let first = Server::plain(answer.clone()).await;
+    let second = Server::at("127.0.0.2:0", answer).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = iso(&folder, 1000);
+    let upload = Upload { path: &path, content: Content::Iso, name: "x.iso", sha256: None };
+    let endpoints: Vec<_> =
+        [&first, &second].iter().map(|it| format!("http://{}", it.address).parse().unwrap()).collect();
+    let client = Client::new(Settings { endpoints, ..settings(&first, Trust::Anything) }).unwrap();
+    for node in ["pve1", "pve2"] {
+        let storage = client.storage(&node.parse().unwrap(), &"local".parse().unwrap());
+        storage.upload(&upload, &|_, _| {}).await.unwrap();
+    }
+    let uploads = |server: &Server| -> Vec<String> {
+        server.lines().into_iter().filter(|line| line.starts_with("POST")).collect()
+    };
+    assert_eq!(uploads(&first), ["POST /nodes/pve2/storage/local/upload"]);
+    assert_eq!(uploads(&second), ["POST /nodes/pve1/storage/local/upload"]);
+}
+
+#[tokio::test]
 async fn an_upload_that_is_refused_early_says_why() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = {

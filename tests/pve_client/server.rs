@@ -93,7 +93,12 @@ pub struct Server {
 impl Server {
     /// Starts a server without TLS.
     pub async fn plain(handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
-        Self::start(None, Arc::new(Mutex::new(handler))).await
+        Self::at("127.0.0.1:0", handler).await
+    }
+
+    /// Starts a server without TLS on that address.
+    pub async fn at(address: &str, handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
+        Self::start(address, None, Arc::new(Mutex::new(handler))).await
     }
 
     /// Starts a server with the certificate beside this file.
@@ -107,11 +112,12 @@ impl Server {
                 .with_no_client_auth()
                 .with_single_cert(vec![certificate], key)
                 .unwrap();
-        Self::start(Some(TlsAcceptor::from(Arc::new(config))), Arc::new(Mutex::new(handler))).await
+        let tls = Some(TlsAcceptor::from(Arc::new(config)));
+        Self::start("127.0.0.1:0", tls, Arc::new(Mutex::new(handler))).await
     }
 
-    async fn start(tls: Option<TlsAcceptor>, handler: Handler) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    async fn start(address: &str, tls: Option<TlsAcceptor>, handler: Handler) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
         let kept = Arc::clone(&requests);

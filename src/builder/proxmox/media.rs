@@ -190,7 +190,10 @@ impl Cluster<'_> {
             Kind::Infrastructure,
             anyhow!("{volid} is not there with its {size} bytes after its upload"),
         )
-        .hint("is there room on the node's root file system? uploads are first stored in /var/tmp"))
+        .hint(format!(
+            "is there room on the root file system of {}? it stored the upload in /var/tmp first",
+            upid.node()
+        )))
     }
 
     /// Tells whether another machine is just storing the same file, and waits for its end if so: an upload
