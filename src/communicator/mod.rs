@@ -167,6 +167,36 @@ pub enum CommunicatorError {
     },
 }
 
+/// Why a request to an agent has no result; see [`CommunicatorError`].
+#[derive(Debug)]
+enum Failure {
+    NotSent(String),
+    Lost(String),
+    Refused(String),
+    Gone(String),
+}
+
+impl Failure {
+    /// Returns the error of what was asked.
+    fn of(self, what: impl Into<String>) -> CommunicatorError {
+        let what = what.into();
+        match self {
+            Self::NotSent(reason) => CommunicatorError::NotSent { what, reason },
+            Self::Lost(reason) => CommunicatorError::Unknown { what, reason },
+            Self::Refused(reason) => CommunicatorError::Refused { what, reason },
+            Self::Gone(reason) => CommunicatorError::Gone { what, reason },
+        }
+    }
+
+    /// Returns the failure of a request that belongs to a command which has started.
+    fn lost(self) -> Self {
+        match self {
+            Self::NotSent(reason) => Self::Lost(reason),
+            other => other,
+        }
+    }
+}
+
 /// Runs commands and moves files in one guest, as root.
 pub trait Communicator: Send + Sync {
     /// Runs a command and returns its result, whatever its exit code.

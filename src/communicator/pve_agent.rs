@@ -25,8 +25,8 @@ use tokio::sync::futures::Notified;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, GET_FILE_MAX, Output,
-    PUT_FILE_MAX, describe,
+    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
+    Output, PUT_FILE_MAX, describe,
 };
 use crate::event::human_duration;
 use crate::pve::agent::ExecStatus;
@@ -103,41 +103,6 @@ enum Report {
     Missing,
     /// Nobody knows: the guest restarted, or the agent was killed with its commands.
     Gone,
-}
-
-/// Why a request has no result.
-#[derive(Debug)]
-enum Failure {
-    NotSent(String),
-    Lost(String),
-    Refused(String),
-    Gone(String),
-}
-
-impl Failure {
-    fn of(self, what: impl Into<String>) -> CommunicatorError {
-        let what = what.into();
-        match self {
-            Self::NotSent(reason) => CommunicatorError::NotSent { what, reason },
-            Self::Lost(reason) => CommunicatorError::Unknown { what, reason },
-            Self::Refused(reason) => CommunicatorError::Refused { what, reason },
-            Self::Gone(reason) => CommunicatorError::Gone { what, reason },
-        }
-    }
-
-    fn reason(self) -> String {
-        match self {
-            Self::NotSent(reason) | Self::Lost(reason) | Self::Refused(reason) | Self::Gone(reason) => reason,
-        }
-    }
-
-    /// Returns the failure of a request that belongs to a command which has started.
-    fn lost(self) -> Self {
-        match self {
-            Self::NotSent(reason) => Self::Lost(reason),
-            other => other,
-        }
-    }
 }
 
 impl From<Error> for Failure {
@@ -449,7 +414,12 @@ impl PveAgent {
                     continue;
                 }
                 Ok(_) => "it is gone".to_owned(),
-                Err(failure) => failure.reason(),
+                Err(
+                    Failure::NotSent(reason)
+                    | Failure::Lost(reason)
+                    | Failure::Refused(reason)
+                    | Failure::Gone(reason),
+                ) => reason,
             };
             attempts += 1;
             if attempts == 3 {

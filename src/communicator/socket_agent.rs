@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use self::connection::{Connection, Refusal};
 use super::{
-    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, GET_FILE_MAX, Output,
-    PUT_FILE_MAX, describe,
+    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
+    Output, PUT_FILE_MAX, describe,
 };
 use crate::event::human_duration;
-use crate::qemu::{AgentPort, End, State};
+use crate::qemu::{AgentPort, State};
 
 mod connection;
 
@@ -52,27 +52,6 @@ pub struct SocketAgent {
     /// The connection, while it is in step and nobody uses it.
     connection: Mutex<Option<Connection>>,
     next_id: AtomicU64,
-}
-
-/// Why a request has no result.
-#[derive(Debug)]
-enum Failure {
-    NotSent(String),
-    Lost(String),
-    Refused(String),
-    Gone(End),
-}
-
-impl Failure {
-    fn of(self, what: impl Into<String>) -> CommunicatorError {
-        let what = what.into();
-        match self {
-            Self::NotSent(reason) => CommunicatorError::NotSent { what, reason },
-            Self::Lost(reason) => CommunicatorError::Unknown { what, reason },
-            Self::Refused(reason) => CommunicatorError::Refused { what, reason },
-            Self::Gone(end) => CommunicatorError::Gone { what, reason: end.to_string() },
-        }
-    }
 }
 
 impl SocketAgent {
@@ -151,14 +130,14 @@ impl SocketAgent {
         let mut machine = self.machine.clone();
         let result = tokio::select! {
             biased;
-            end = State::ended(&mut machine) => return Err(Failure::Gone(end)),
+            end = State::ended(&mut machine) => return Err(Failure::Gone(end.to_string())),
             result = work => result,
         };
         match result {
             // The connection of a dying QEMU ends a moment before its death is known.
             Err(failure @ (Failure::NotSent(_) | Failure::Lost(_))) => {
                 match timeout(GRACE, State::ended(&mut machine)).await {
-                    Ok(end) => Err(Failure::Gone(end)),
+                    Ok(end) => Err(Failure::Gone(end.to_string())),
                     Err(_) => Err(failure),
                 }
             }
@@ -366,16 +345,6 @@ impl SocketAgent {
                 }
             }
             sleep(POLL_MAX / 2).await;
-        }
-    }
-}
-
-impl Failure {
-    /// Returns the failure of a request that belongs to a command which has started.
-    fn lost(self) -> Self {
-        match self {
-            Self::NotSent(reason) => Self::Lost(reason),
-            other => other,
         }
     }
 }

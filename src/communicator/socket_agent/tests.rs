@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::contract::{self, Host, Status};
 use super::*;
+use crate::qemu::End;
 
 const SOON: Duration = Duration::from_millis(300);
 const LIMIT: Duration = Duration::from_secs(10);
