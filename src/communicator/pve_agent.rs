@@ -39,6 +39,9 @@ const PIECE_SENT: usize = 44 * 1024;
 /// The most bytes of each stream in one report.
 const PIECE_READ: u64 = 256 * 1024;
 
+/// What is known when an answer has not come by the deadline.
+const SLOW: &str = "the agent is slow";
+
 /// Where folders are made in the guest: in memory.
 const FOLDERS: &str = "/run";
 
@@ -87,7 +90,7 @@ struct Folder<'a> {
 
 impl Drop for Folder<'_> {
     fn drop(&mut self) {
-        self.agent.stale.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.path));
+        self.agent.leave([std::mem::take(&mut self.path)]);
     }
 }
 
@@ -185,8 +188,16 @@ impl PveAgent {
         }
         let mut argv = vec!["/bin/sh", "-c", r#"rm -rf "$@""#, "forge"];
         argv.extend(stale.iter().map(String::as_str));
-        let removed = self.agent.exec(&argv, &[]).await;
-        removed.map(drop).map_err(|error| Failure::from(error).of("removing what commands left"))
+        if let Err(error) = self.agent.exec(&argv, &[]).await {
+            self.leave(stale);
+            return Err(Failure::from(error).of("removing what commands left"));
+        }
+        Ok(())
+    }
+
+    /// Notes folders for the next command to remove.
+    fn leave(&self, folders: impl IntoIterator<Item = String>) {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner).extend(folders);
     }
 
     fn take_stale(&self) -> Vec<String> {
@@ -194,22 +205,38 @@ impl PveAgent {
     }
 
     async fn run(&self, command: &Exec) -> Result<Output, CommunicatorError> {
-        let what = describe(command);
         if command.stdin.len() > EXEC_INPUT_MAX {
-            let size = command.stdin.len();
+            let (what, size) = (describe(command), command.stdin.len());
             return Err(CommunicatorError::TooLarge { what, size, limit: EXEC_INPUT_MAX });
         }
         let deadline = Instant::now() + command.timeout;
+        loop {
+            let (woken, asked) = (self.wake.notified(), Instant::now());
+            match self.attempt(command, deadline).await {
+                // It certainly did not start: the guest may have stood still for a moment.
+                Err(error @ CommunicatorError::NotSent { .. }) => {
+                    if !self.rest_before_next(asked, woken, deadline).await {
+                        return Err(error);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Runs a command in a folder of its own.
+    async fn attempt(&self, command: &Exec, deadline: Instant) -> Result<Output, CommunicatorError> {
+        let what = describe(command);
         let path = format!("{}/forge-{}", self.folders, uuid::Uuid::new_v4().simple());
         let folder = Folder { agent: self, path };
         let script = script(command, &folder.path).map_err(|reason| Failure::Refused(reason).of(&what))?;
-        let report = match self.start(&folder.path, script.as_bytes(), &command.stdin).await {
+        let report = match self.start(&folder.path, script.as_bytes(), &command.stdin, deadline).await {
             Ok(pid) => self.wait_for_report(&folder.path, pid, deadline).await,
             // It may run: its folder will tell.
             Err(Failure::Lost(reason)) => match self.seen_later(&folder.path, deadline).await {
+                told @ (Ok(Report::Ended { .. } | Report::Running | Report::Missing)
+                | Err(Failure::Gone(_))) => told,
                 Ok(Report::Gone) | Err(_) => Err(Failure::Lost(reason)),
-                Ok(Report::Running) => self.wait_by_looking(&folder.path, deadline).await,
-                ended => ended,
             },
             Err(failure) => Err(failure),
         };
@@ -227,55 +254,64 @@ impl PveAgent {
     }
 
     /// Sends a command's script and input and starts it.
-    async fn start(&self, folder: &str, script: &[u8], stdin: &[u8]) -> Result<i64, Failure> {
+    async fn start(
+        &self,
+        folder: &str,
+        script: &[u8],
+        stdin: &[u8],
+        deadline: Instant,
+    ) -> Result<i64, Failure> {
         let payload = [script, stdin].concat();
         let mut pieces: Vec<&[u8]> = payload.chunks(PIECE_SENT).collect();
         let last = pieces.pop().unwrap_or_default();
         for piece in pieces {
-            self.send_piece(folder, piece).await?;
+            self.send_piece(folder, piece, deadline).await?;
         }
         let (length, first) = (script.len().to_string(), PIECE_READ.to_string());
         let program = [RUN, REPORT].concat();
         let stale = self.take_stale();
         let mut argv = vec!["/bin/sh", "-c", &program, "forge", folder, &length, &first];
         argv.extend(stale.iter().map(String::as_str));
-        let started = self.agent.exec(&argv, STANDARD.encode(last).as_bytes()).await;
+        let input = STANDARD.encode(last);
+        let started = match timeout_at(deadline, self.agent.exec(&argv, input.as_bytes())).await {
+            Ok(started) => started.map_err(Failure::from),
+            Err(_) => Err(Failure::Lost(SLOW.to_owned())),
+        };
         if started.is_err() {
-            self.stale.lock().unwrap_or_else(PoisonError::into_inner).extend(stale);
+            self.leave(stale);
         }
-        Ok(started?)
+        started
     }
 
     /// Sends a piece before the last one; without the last, nothing starts.
-    async fn send_piece(&self, folder: &str, piece: &[u8]) -> Result<(), Failure> {
+    async fn send_piece(&self, folder: &str, piece: &[u8], deadline: Instant) -> Result<(), Failure> {
         let unsent = |failure| match failure {
             Failure::Lost(reason) => Failure::NotSent(reason),
             other => other,
         };
         let input = STANDARD.encode(piece);
         let argv = ["/bin/sh", "-c", TAKE, "forge", folder];
-        let status = self.quick(&argv, input.as_bytes()).await.map_err(unsent)?;
+        let status = self.quick(&argv, input.as_bytes(), deadline).await.map_err(unsent)?;
         if status.code == Some(0) { Ok(()) } else { Err(Failure::Refused(words(&status))) }
     }
 
     /// Runs a short script of forge's own, whose result may be lost.
-    async fn quick(&self, argv: &[&str], input: &[u8]) -> Result<ExecStatus, Failure> {
-        let pid = self.agent.exec(argv, input).await?;
-        let deadline = Instant::now() + self.vm.client().pace().answer;
-        let mut first = true;
-        loop {
-            self.pause(first, deadline).await;
-            first = false;
-            match self.agent.exec_status(pid).await {
-                Ok(status) if status.exited => return Ok(status),
-                Ok(_) => {}
-                Err(error) if is_forgotten(&error) => return Err(Failure::Lost(error.to_string())),
-                Err(error) => return Err(error.into()),
+    async fn quick(&self, argv: &[&str], input: &[u8], deadline: Instant) -> Result<ExecStatus, Failure> {
+        let running = async {
+            let pid = self.agent.exec(argv, input).await?;
+            let mut first = true;
+            loop {
+                self.pause(first, deadline).await;
+                first = false;
+                match self.agent.exec_status(pid).await {
+                    Ok(status) if status.exited => return Ok(status),
+                    Ok(_) => {}
+                    Err(error) if is_forgotten(&error) => return Err(Failure::Lost(error.to_string())),
+                    Err(error) => return Err(error.into()),
+                }
             }
-            if Instant::now() >= deadline {
-                return Err(Failure::Lost("a script of forge's own does not end".to_owned()));
-            }
-        }
+        };
+        timeout_at(deadline, running).await.unwrap_or_else(|_| Err(Failure::Lost(SLOW.to_owned())))
     }
 
     /// Waits until the next question is due: soon after a command's start, else a second after the last
@@ -351,12 +387,13 @@ impl PveAgent {
         }
     }
 
-    /// Asks a command's folder, twice if it is not there: the command may be just about to begin.
+    /// Asks as [`Self::wait_by_looking`], twice if the folder is not there: the command may be just about to
+    /// begin.
     async fn seen_later(&self, folder: &str, deadline: Instant) -> Result<Report, Failure> {
-        match self.look(folder, [0, 0], deadline).await? {
+        match self.wait_by_looking(folder, deadline).await? {
             Report::Gone => {
                 sleep_until(Instant::now() + self.vm.client().pace().agent).await;
-                self.look(folder, [0, 0], deadline).await
+                self.wait_by_looking(folder, deadline).await
             }
             report => Ok(report),
         }
@@ -378,6 +415,14 @@ impl PveAgent {
         }
     }
 
+    /// Leaves an agent alone as [`Self::rest_after`] and tells whether there is time to ask it again; the
+    /// rest is kept also when there is none, for whoever is told so may call again at once.
+    async fn rest_before_next(&self, asked: Instant, woken: Notified<'_>, deadline: Instant) -> bool {
+        let rested = Instant::now() + self.vm.client().pace().agent_silent;
+        self.rest_after(asked, woken, rested).await;
+        rested < deadline
+    }
+
     /// Asks a command's folder once.
     async fn look(&self, folder: &str, from: [u64; 2], deadline: Instant) -> Result<Report, Failure> {
         let [out, err] = from.map(|position| position.to_string());
@@ -385,8 +430,7 @@ impl PveAgent {
         let argv = ["/bin/sh", "-c", &program, "forge", folder, &out, &err, &most];
         // The last question, at the deadline, gets a moment of its own.
         let until = deadline.max(Instant::now() + self.vm.client().pace().agent_silent);
-        let late = |_| Failure::Lost("the agent is slow".to_owned());
-        let status = timeout_at(until, self.quick(&argv, &[])).await.map_err(late)??;
+        let status = self.quick(&argv, &[], until).await?;
         parse_report(&status.out)
             .ok_or_else(|| Failure::Lost(format!("the report is torn: {}", words(&status))))
     }
@@ -437,15 +481,25 @@ impl PveAgent {
         if content.len() > PUT_FILE_MAX {
             return Err(CommunicatorError::TooLarge { what, size: content.len(), limit: PUT_FILE_MAX });
         }
-        if path.is_ascii() {
+        let command = Exec::new(["/bin/sh", "-c", r#"cat > "$1""#, "sh", path]).stdin(content);
+        let deadline = Instant::now() + command.timeout;
+        while path.is_ascii() {
+            let (woken, asked) = (self.wake.notified(), Instant::now());
             match self.agent.write_file(path, content).await {
                 // An older server takes no body above 64 KiB, which binary content can reach.
-                Err(Error::Refused { status: 501, .. }) => {}
-                result => return result.map_err(|error| Failure::from(error).of(what)),
+                Err(Error::Refused { status: 501, .. }) => break,
+                Err(error) => match Failure::from(error) {
+                    failure @ Failure::NotSent(_) => {
+                        if !self.rest_before_next(asked, woken, deadline).await {
+                            return Err(failure.of(what));
+                        }
+                    }
+                    failure => return Err(failure.of(what)),
+                },
+                Ok(()) => return Ok(()),
             }
         }
-        let argv = ["/bin/sh", "-c", r#"cat > "$1""#, "sh", path];
-        let output = self.run(&Exec::new(argv).stdin(content)).await?;
+        let output = self.run(&command).await?;
         if output.success() { Ok(()) } else { Err(Failure::Refused(failed(&output)).of(what)) }
     }
 

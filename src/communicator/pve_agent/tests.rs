@@ -184,6 +184,85 @@ async fn a_command_whose_start_was_not_confirmed_runs_once() {
     assert_eq!(std::fs::read_to_string(mark).unwrap(), "once\n");
 }
 
+fn silent() -> Reply {
+    Reply::refusal(500, "QEMU guest agent is not running")
+}
+
+#[tokio::test]
+async fn an_agent_that_is_silent_for_a_moment_is_asked_again() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let times = Arc::clone(&asked);
+    let fake = fake(move |request| {
+        let mut times = times.lock().unwrap();
+        times.push(Instant::now());
+        let first = ["exec", "file-write"].iter().any(|name| is(request, name)) && times.len() <= 2;
+        first.then(silent)
+    })
+    .await;
+    let path = fake.folder.path().join("x");
+    fake.agent.put_file(path.to_str().unwrap(), b"content").await.unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), b"content");
+    let written = std::mem::take(&mut *asked.lock().unwrap());
+    assert_eq!(fake.agent.exec(&Exec::new(["echo", "hi"])).await.unwrap().text(), "hi");
+    let least = Pace::default().faster(50).agent_silent;
+    for times in [written, asked.lock().unwrap().clone()] {
+        assert!(times.len() >= 3, "{times:?}");
+        assert!(times.windows(2).take(2).all(|pair| pair[1] - pair[0] >= least), "{times:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_is_looked_for_until_its_agent_answers() {
+    let mut host = Host::default();
+    let mut starts = 0;
+    let fake = fake(move |request| {
+        if !is(request, "exec") {
+            return None;
+        }
+        starts += 1;
+        match starts {
+            1 => {
+                answer(&mut host, request);
+                Some(Reply::refusal(500, "VM 110 qmp command 'guest-exec' failed - got timeout"))
+            }
+            2 | 3 => Some(silent()),
+            _ => None,
+        }
+    })
+    .await;
+    assert_eq!(fake.agent.exec(&Exec::new(["echo", "hi"])).await.unwrap().text(), "hi");
+    assert_eq!(fake.server.requests().iter().filter(|it| runs(it)).count(), 1);
+}
+
+#[tokio::test]
+async fn a_start_is_given_up_at_the_commands_deadline() {
+    let late = |data| Reply::Late(Duration::from_secs(3), Box::new(Reply::data(data)));
+    let fake = fake(move |_| Some(late(json!({ "pid": 1 })))).await;
+    for size in [0, PIECE_SENT] {
+        let command = Exec::new(["true"]).stdin(vec![0; size]).timeout(Duration::from_millis(100));
+        let started = Instant::now();
+        let error = fake.agent.exec(&command).await.unwrap_err();
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}: {error}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_tidied_is_tidied_later() {
+    let mut tidied = false;
+    let fake = fake(move |request| {
+        let removes =
+            is(request, "exec") && request.json()["command"][2].as_str().unwrap().starts_with("rm ");
+        (removes && !std::mem::replace(&mut tidied, true)).then(silent)
+    })
+    .await;
+    fake.agent.exec(&Exec::new(["true"])).await.unwrap();
+    fake.agent.tidy().await.unwrap_err();
+    fake.agent.tidy().await.unwrap();
+    while entries(&fake.folder.path().join("run")) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_command_that_a_restart_took_may_have_run() {
     let fake = fake(|request| {
