@@ -240,12 +240,13 @@ impl Client {
         self.ask(call.query_if("since", filter.since)).await
     }
 
-    /// Waits for a task to end. A question that stays without an answer says nothing about the task.
+    /// Waits for a task to end. A question that has no good answer says nothing about the task: it is asked
+    /// again, unless nobody would ever be told.
     ///
     /// `on_line` gets its log as it grows; without it the log is only read after a failure.
     ///
     /// # Errors
-    /// [`Error::TaskFailed`], [`Error::Deadline`] (the task goes on then).
+    /// [`Error::TaskFailed`], [`Error::Deadline`] (the task goes on then), and what forbids to ask.
     pub async fn wait(
         &self,
         upid: &Upid,
@@ -256,10 +257,15 @@ impl Client {
         let mut pause = self.pace().task;
         let mut seen = 0;
         loop {
-            let state = match self.task_state(upid).await {
-                Ok(state) => state,
-                Err(Error::NotSent { .. } | Error::Unknown { .. }) => TaskState::Running,
-                Err(error) => return Err(error),
+            let (state, trouble) = match self.task_state(upid).await {
+                Ok(state) => (state, None),
+                Err(
+                    error @ (Error::NotFound { .. }
+                    | Error::Forbidden { .. }
+                    | Error::Unauthorized { .. }
+                    | Error::Tls { .. }),
+                ) => return Err(error),
+                Err(error) => (TaskState::Running, Some(error)),
             };
             if let Some(on_line) = on_line
                 && let Ok(log) = self.task_log(upid, seen).await
@@ -274,7 +280,8 @@ impl Client {
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(Error::Deadline { what: format!("task {upid}"), after: limit });
+                let trouble = trouble.map(|error| format!(" (when last asked: {error})")).unwrap_or_default();
+                return Err(Error::Deadline { what: format!("task {upid}{trouble}"), after: limit });
             }
             sleep(pause.min(deadline - now)).await;
             pause = (pause * 2).min(self.pace().task_max);

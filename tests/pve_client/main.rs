@@ -297,6 +297,8 @@ async fn a_task_is_waited_for_through_trouble_and_its_failure_is_told_whole() {
         match asked {
             1 => status(json!({ "status": "running" })),
             2..=40 => Reply::answer(596, "Connection timed out", ""),
+            41 => Reply::refusal(500, "hostname lookup 'pve1' failed - failed to get address info"),
+            42 => Reply::answer(200, "OK", "<html>of a proxy</html>"),
             _ => status(json!({ "status": "stopped", "exitstatus": "got signal 9" })),
         }
     })
@@ -320,6 +322,13 @@ async fn a_task_is_waited_for_through_trouble_and_its_failure_is_told_whole() {
     let server = Server::plain(move |_| status(json!({ "status": "running" }))).await;
     let error = self::client(&server).wait(&upid, Duration::from_millis(60), None).await.unwrap_err();
     assert!(matches!(&error, Error::Deadline { .. }), "{error}");
+
+    let server = Server::plain(move |_| Reply::refusal(500, "no quorum")).await;
+    let error = self::client(&server).wait(&upid, Duration::from_millis(60), None).await.unwrap_err();
+    assert!(matches!(&error, Error::Deadline { what, .. } if what.contains("no quorum")), "{error}");
+    let server = Server::plain(move |_| Reply::refusal(403, "Permission check failed")).await;
+    let error = self::client(&server).wait(&upid, Duration::from_mins(1), None).await.unwrap_err();
+    assert!(matches!(&error, Error::Forbidden { .. }), "{error}");
 }
 
 #[tokio::test]
