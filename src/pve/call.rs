@@ -147,6 +147,10 @@ impl Call {
         self.body.as_ref().map(|body| body.to_string().into_bytes())
     }
 
+    /// Returns the path with its values, each in the shape that is wanted.
+    ///
+    /// Templates and their values stand side by side in this module's source, so that one without the other
+    /// is a mistake in forge and no input can bring it about.
     fn path(&self, shape: &dyn Fn(&str) -> String) -> String {
         let mut values = self.arguments.iter();
         let mut value = || values.next().expect("each placeholder has a value");
@@ -156,7 +160,9 @@ impl Call {
             _ if segment.starts_with('{') => shape(value()),
             _ => segment.to_owned(),
         };
-        self.template.split('/').map(shaped).collect::<Vec<_>>().join("/")
+        let path = self.template.split('/').map(shaped).collect::<Vec<_>>().join("/");
+        assert!(values.next().is_none(), "each value of {} has a placeholder", self.template);
+        path
     }
 }
 

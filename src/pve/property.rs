@@ -16,7 +16,7 @@ pub struct Properties {
 
 impl Properties {
     /// Reads a property string whose bare value belongs to `default_key`: `file` for disks, `enabled` for
-    /// `agent`, `cputype` for `cpu`, `type` for `machine` and `vga`, `uuid`-less `smbios1` has none.
+    /// `agent`, `cputype` for `cpu`, `type` for `machine` and `vga`.
     #[must_use]
     pub fn parse(text: &str, default_key: &'static str) -> Self {
         let pair = |part: &str| match part.split_once('=') {
@@ -148,6 +148,7 @@ pub fn parse_boot_order(text: &str) -> Vec<String> {
 #[must_use]
 pub fn parse_smbios(text: &str) -> BTreeMap<String, String> {
     use base64::Engine as _;
+    // Proxmox writes no bare value there.
     let properties = Properties::parse(text, "uuid");
     let encoded = properties.is_on("base64");
     let decode = |key: &str, value: &str| {
