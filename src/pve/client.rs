@@ -14,6 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -403,7 +404,13 @@ impl Client {
         let endpoint = &self.inner.endpoints[index];
         let limit = self.inner.pace.connect;
         let unreached = |reason: String| Error::NotSent { what: format!("connecting to {endpoint}"), reason };
-        let late = |_| unreached(format!("not within {}", crate::event::human_duration(limit)));
+        let late = |_| {
+            let limit = crate::event::human_duration(limit);
+            unreached(format!(
+                "not within {limit}: is it switched on, and does a firewall let port {} through?",
+                endpoint.port
+            ))
+        };
         let connecting = async {
             let socket = self.socket(endpoint).await.map_err(unreached)?;
             if !endpoint.tls {
@@ -417,7 +424,9 @@ impl Client {
                     let (reason, seen) = tls::explain(error);
                     Error::Tls { endpoint: endpoint.to_string(), reason, seen }
                 }
-                None => unreached(format!("the TLS handshake broke: {error}")),
+                None => unreached(format!(
+                    "the TLS handshake broke ({error}): does /etc/default/pveproxy there let this machine in?"
+                )),
             })?;
             Ok(Connection::new(stream, index))
         };
@@ -432,7 +441,7 @@ impl Client {
                     // Small requests must not wait for each other's acknowledgement.
                     return socket.set_nodelay(true).map(|()| socket).map_err(|error| error.to_string());
                 }
-                Err(error) => reason = error.to_string(),
+                Err(error) => reason = unconnected(&error, endpoint.port),
             }
         }
         Err(reason)
@@ -450,8 +459,28 @@ impl Client {
             let _first = self.inner.resolver.set(built).is_ok();
         }
         let resolver = self.inner.resolver.get().expect("it was just set");
-        let found = resolver.lookup_ip(host).await.map_err(|error| error.to_string())?;
+        let found = resolver.lookup_ip(host).await.map_err(|error| {
+            if error.is_nx_domain() || error.is_no_records_found() {
+                "its name has no address: is it spelt right? an address in its place works, too".to_owned()
+            } else {
+                format!("its name could not be looked up: do this machine's name servers answer? ({error})")
+            }
+        })?;
         Ok(found.iter().collect())
+    }
+}
+
+/// Returns why there is no connection, and what to look at.
+fn unconnected(error: &io::Error, port: u16) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            format!("nothing listens on its port {port}: does pveproxy run there, and is the port right?")
+        }
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            format!("no way leads there from this machine ({error})")
+        }
+        io::ErrorKind::TimedOut => format!("it does not answer: is it switched on? ({error})"),
+        _ => error.to_string(),
     }
 }
 

@@ -124,7 +124,7 @@ impl ServerCertVerifier for Verifier {
             Policy::Signed(inner) => {
                 match inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
                     Ok(verified) => return Ok(verified),
-                    Err(error) => error.to_string(),
+                    Err(error) => distrust(&error),
                 }
             }
         };
@@ -156,6 +156,36 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// Returns why a certificate is not trusted, and what to do where that is not only to trust it.
+fn distrust(error: &rustls::Error) -> String {
+    use CertificateError as Bad;
+    let rustls::Error::InvalidCertificate(bad) = error else { return error.to_string() };
+    match bad {
+        Bad::UnknownIssuer => "its certificate is signed by nobody who is trusted here".to_owned(),
+        Bad::Expired | Bad::ExpiredContext { .. } => {
+            "its certificate has expired: renew it on the node, or set this machine's clock if that is wrong"
+                .to_owned()
+        }
+        Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+            "its certificate is not valid yet: is this machine's clock right?".to_owned()
+        }
+        Bad::NotValidForNameContext { expected, presented } => {
+            // As in `DnsName("asgard")` and `IpAddress(10.0.0.1)`.
+            let bare = |name: &String| {
+                let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+                inner.unwrap_or(name).trim_matches('"').to_owned()
+            };
+            let names: Vec<String> = presented.iter().map(bare).collect();
+            format!(
+                "its certificate is not for {} but for {}: name the endpoint so",
+                expected.to_str(),
+                if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+            )
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// Returns what a TLS error says, and the fingerprint of a certificate that was not trusted.
 pub(super) fn explain(error: &rustls::Error) -> (String, Option<String>) {
     if let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error
@@ -163,5 +193,10 @@ pub(super) fn explain(error: &rustls::Error) -> (String, Option<String>) {
     {
         return (untrusted.reason.clone(), Some(untrusted.seen.to_string()));
     }
-    (error.to_string(), None)
+    let reason = match error {
+        rustls::Error::InvalidMessage(_) => format!("what listens there does not speak TLS ({error})"),
+        rustls::Error::AlertReceived(_) => format!("the server broke the handshake off ({error})"),
+        _ => error.to_string(),
+    };
+    (reason, None)
 }

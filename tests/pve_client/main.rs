@@ -501,11 +501,38 @@ async fn only_whom_the_settings_trust_gets_the_token() {
     let mut anything = settings(&server, Trust::CaFile(server::ca_file()));
     anything.trust = Trust::Anything;
     Client::new(anything).unwrap().version().await.unwrap();
+}
 
-    let mut by_name = settings(&server, Trust::CaFile(server::ca_file()));
-    by_name.endpoints = vec![format!("https://127.0.0.2:{}", server.address.port()).parse().unwrap()];
-    by_name.pace = Pace::default().faster(1000);
-    assert!(Client::new(by_name).unwrap().version().await.is_err());
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_connection_is_told_plainly() {
+    let away = Server::plain(|_| Reply::Hangup).await;
+    let port = away.address.port();
+    away.stop().await;
+    // Its certificate is for 127.0.0.1.
+    let other = Server::tls_at("127.0.0.2:0", |_| version()).await;
+    let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plain_address = plain.local_addr().unwrap();
+    let answering = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        let mut all = Vec::new();
+        while let Ok((mut socket, _)) = plain.accept().await {
+            socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            all.push(socket);
+        }
+    });
+    let ca = || Trust::CaFile(server::ca_file());
+    for (endpoint, trust, words) in [
+        (format!("http://127.0.0.1:{port}"), Trust::Anything, "nothing listens on its port"),
+        (format!("https://{plain_address}"), ca(), "does not speak TLS"),
+        (format!("https://{}", other.address), ca(), "not for 127.0.0.2 but for"),
+    ] {
+        let mut settings = settings(&other, trust);
+        settings.endpoints = vec![endpoint.parse().unwrap()];
+        settings.pace = Pace::default().faster(1000);
+        let error = Client::new(settings).unwrap().version().await.unwrap_err();
+        assert!(error.to_string().contains(words), "{endpoint}: {error}");
+    }
+    answering.abort();
 }
 
 #[tokio::test]

@@ -103,6 +103,11 @@ impl Server {
 
     /// Starts a server with the certificate beside this file.
     pub async fn tls(handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
+        Self::tls_at("127.0.0.1:0", handler).await
+    }
+
+    /// Starts a server with that certificate on that address.
+    pub async fn tls_at(address: &str, handler: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         let certificate = CertificateDer::from_pem_slice(include_bytes!("server.pem")).unwrap();
         let key = PrivateKeyDer::from_pem_slice(include_bytes!("server.key")).unwrap();
         let config =
@@ -113,7 +118,7 @@ impl Server {
                 .with_single_cert(vec![certificate], key)
                 .unwrap();
         let tls = Some(TlsAcceptor::from(Arc::new(config)));
-        Self::start("127.0.0.1:0", tls, Arc::new(Mutex::new(handler))).await
+        Self::start(address, tls, Arc::new(Mutex::new(handler))).await
     }
 
     async fn start(address: &str, tls: Option<TlsAcceptor>, handler: Handler) -> Self {
