@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -147,6 +148,10 @@ async fn credentials(
     root: &Path,
     environment: &BTreeMap<String, String>,
 ) -> Result<Credentials, Failure> {
+    for name in [TOKEN, USER, PASSWORD] {
+        // The environment that is passed on holds text alone.
+        check_is_text(name, std::env::var_os(name).as_deref())?;
+    }
     let set = |name: &str| environment.get(name).filter(|value| !value.trim().is_empty());
     let source = match (set(TOKEN), set(USER), set(PASSWORD)) {
         (Some(token), _, _) => return parsed(Credentials::parse_token(&Secret::new(token)), TOKEN),
@@ -164,6 +169,16 @@ async fn credentials(
     let failed = |error: Error| Failure::new(Kind::Infrastructure, error);
     let token = source.load().await.map_err(failed)?;
     parsed(Credentials::parse_token(&token), &source.to_string())
+}
+
+fn check_is_text(name: &str, value: Option<&OsStr>) -> Result<(), Failure> {
+    match value.map(OsStr::to_str) {
+        Some(None) => Err(Failure::new(
+            Kind::Infrastructure,
+            anyhow!("{name} is set, but to something that is no UTF-8"),
+        )),
+        Some(Some(_)) | None => Ok(()),
+    }
 }
 
 fn parsed(credentials: Result<Credentials, Error>, from: &str) -> Result<Credentials, Failure> {
@@ -377,6 +392,14 @@ mod tests {
         ] {
             assert_eq!(who(profile, root.path(), pairs).await.unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_token_that_is_no_text_is_not_told_as_missing() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let failure = check_is_text(TOKEN, Some(OsStr::from_bytes(b"a@b!c=\xff"))).unwrap_err();
+        assert_eq!(failure.to_string(), "FORGE_PVE_TOKEN is set, but to something that is no UTF-8");
+        assert!(check_is_text(TOKEN, Some(OsStr::new("a"))).is_ok() && check_is_text(TOKEN, None).is_ok());
     }
 
     #[tokio::test]
