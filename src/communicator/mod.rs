@@ -233,6 +233,16 @@ pub trait Communicator: Send + Sync {
     ) -> BoxFuture<'a, Result<(), CommunicatorError>>;
 }
 
+/// Returns the error of a guest that is not back from a reboot in time: `answers` says whether it is the old
+/// boot that answered last.
+fn no_other_boot(answers: bool, limit: Duration) -> CommunicatorError {
+    if answers {
+        return CommunicatorError::Timeout { what: "the boot that was to end".to_owned(), after: limit };
+    }
+    let reason = format!("not within {}", crate::event::human_duration(limit));
+    Failure::NotSent(reason).of("waiting for the guest to be back")
+}
+
 /// Returns a command as errors name it: its arguments, which are no secrets, cut to a readable length.
 fn describe(command: &Exec) -> String {
     const LENGTH: usize = 80;

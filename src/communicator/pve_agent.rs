@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
-    Output, PUT_FILE_MAX, describe,
+    Output, PUT_FILE_MAX, describe, no_other_boot,
 };
 use crate::event::human_duration;
 use crate::pve::agent::ExecStatus;
@@ -518,24 +518,25 @@ impl PveAgent {
 
     async fn wait_for_other_boot(&self, previous: &str, limit: Duration) -> Result<(), CommunicatorError> {
         let deadline = Instant::now() + limit;
+        let mut answers = false;
         loop {
             let (woken, asked) = (self.wake.notified(), Instant::now());
             match timeout_at(deadline, self.boot_id()).await {
                 Ok(Ok(boot_id)) if boot_id != previous => return Ok(()),
                 Ok(Err(gone @ CommunicatorError::Gone { .. })) => return Err(gone),
                 Ok(Ok(_)) => {
+                    answers = true;
                     let next = Instant::now() + self.vm.client().pace().agent;
                     if next >= deadline {
-                        let what = "the boot that was to end".to_owned();
-                        return Err(CommunicatorError::Timeout { what, after: limit });
+                        return Err(no_other_boot(answers, limit));
                     }
                     sleep_until(next).await;
                 }
-                Ok(Err(_)) if Instant::now() < deadline => self.rest_after(asked, woken, deadline).await,
-                Ok(Err(_)) | Err(_) => {
-                    let reason = format!("not within {}", human_duration(limit));
-                    return Err(Failure::NotSent(reason).of("waiting for the guest to be back"));
+                Ok(Err(_)) if Instant::now() < deadline => {
+                    answers = false;
+                    self.rest_after(asked, woken, deadline).await;
                 }
+                Ok(Err(_)) | Err(_) => return Err(no_other_boot(answers, limit)),
             }
         }
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use self::connection::{Connection, Refusal};
 use super::{
     BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
-    Output, PUT_FILE_MAX, describe,
+    Output, PUT_FILE_MAX, describe, no_other_boot,
 };
 use crate::event::human_duration;
 use crate::qemu::{AgentPort, State};
@@ -329,20 +329,14 @@ impl SocketAgent {
 
     async fn wait_for_other_boot(&self, previous: &str, limit: Duration) -> Result<(), CommunicatorError> {
         let deadline = Instant::now() + limit;
+        let mut answers = false;
         loop {
-            let answer = timeout_at(deadline, self.boot_id()).await;
-            match answer {
+            match timeout_at(deadline, self.boot_id()).await {
                 Ok(Ok(boot_id)) if boot_id != previous => return Ok(()),
                 Ok(Err(gone @ CommunicatorError::Gone { .. })) => return Err(gone),
-                Ok(Ok(_)) if Instant::now() + POLL_MAX >= deadline => {
-                    let what = "the boot that was to end".to_owned();
-                    return Err(CommunicatorError::Timeout { what, after: limit });
-                }
-                Ok(_) => {}
-                Err(_) => {
-                    let reason = format!("not within {}", human_duration(limit));
-                    return Err(Failure::NotSent(reason).of("waiting for the guest to be back"));
-                }
+                Ok(Ok(_)) if Instant::now() + POLL_MAX >= deadline => return Err(no_other_boot(true, limit)),
+                Ok(answer) => answers = answer.is_ok(),
+                Err(_) => return Err(no_other_boot(answers, limit)),
             }
             sleep(POLL_MAX / 2).await;
         }
