@@ -53,6 +53,7 @@ rm -rf /var/log/installer /autoinstall.yaml
 # It told forge that the agent runs, at an address that was the build's own.
 rm -f /etc/systemd/system/forge-ready.service \
     /etc/systemd/system/qemu-guest-agent.service.wants/forge-ready.service
+# Other units may be wanted there, and then it stays.
 rmdir /etc/systemd/system/qemu-guest-agent.service.wants 2>/dev/null || true
 
 # --- Identity ---------------------------------------------------------------------------------
