@@ -298,9 +298,11 @@ impl Vm {
     }
 
     /// Destroys it with its disks, and its entries in backup jobs, replication and HA. It must be stopped.
+    ///
+    /// Volumes that bear its VMID and that it does not name stay: they may be what somebody else keeps.
     pub async fn destroy(&self) -> Result<Upid, Error> {
         let call = self.at(Call::delete("/nodes/{node}/qemu/{vmid}")).query("purge", 1);
-        self.begin(call.query("destroy-unreferenced-disks", 1), "qmdestroy").await
+        self.begin(call, "qmdestroy").await
     }
 
     /// Presses keys together, named as QEMU's monitor names them: `ret`, `spc`, `shift-a`, `ctrl-alt-f2`.

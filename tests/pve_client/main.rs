@@ -378,7 +378,7 @@ async fn requests_have_the_shape_that_pveproxy_takes() {
     assert_eq!((get.header("content-length"), get.header("content-type")), (None, None));
     assert_eq!(create.json(), json!({ "name": "x", "vmid": "110" }));
     assert_eq!((stop.header("content-length"), stop.header("content-type")), (Some("0"), None));
-    assert_eq!(destroy.target, "/api2/json/nodes/pve1/qemu/110?purge=1&destroy-unreferenced-disks=1");
+    assert_eq!(destroy.target, "/api2/json/nodes/pve1/qemu/110?purge=1");
     assert!(destroy.body.is_empty() && destroy.header("content-length").is_none());
     assert_eq!(clone.json(), json!({ "newid": "111", "name": "c", "full": "1", "storage": "local" }));
 }

@@ -295,8 +295,8 @@ async fn every_lease_runs_out_and_only_the_dead_runs_machines_go() {
         fake.changes(),
         [
             "POST /nodes/asgard/qemu/9000/status/stop",
-            "DELETE /nodes/asgard/qemu/9000?purge=1&destroy-unreferenced-disks=1",
-            "DELETE /nodes/asgard/qemu/9001?purge=1&destroy-unreferenced-disks=1",
+            "DELETE /nodes/asgard/qemu/9000?purge=1",
+            "DELETE /nodes/asgard/qemu/9001?purge=1",
         ]
     );
 }
