@@ -6,8 +6,8 @@
 //!      └──────────────────┴───────────────────────┴─────────────────────┴─► diagnosis
 //! ```
 //!
-//! Powering off counts as success only after the installer's own last event; an installer that sent
-//! no event at all is given the benefit of the doubt, and the boot that follows decides.
+//! Powering off counts as success only after the installer's own last event; where it sent no event at
+//! all, the boot that follows decides, and the marker that the installer leaves last, see [`check_marker`].
 
 use std::convert::Infallible;
 use std::fmt;
@@ -15,16 +15,20 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::communicator::{Communicator, Exec};
 use crate::event::{Unit, human_duration};
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::run::Step;
 use crate::seed::installer::{Ended, InstallerProgress};
 use crate::seed::server::ServerEvent;
+
+/// What the installer copies into the installed system last of all, after the late-commands.
+const MARKER: &str = "/var/log/installer";
 
 /// How long a failed installer may take to send its logs.
 const LOGS_GRACE: Duration = Duration::from_secs(45);
@@ -95,7 +99,29 @@ struct Seen {
     logs: Option<PathBuf>,
 }
 
-/// Watches one installation to its end.
+/// Makes sure in the installed system that the installation has come to its end, unless that was reported.
+///
+/// # Errors
+/// Kind `Guest` when the system has not what the installer leaves last.
+pub async fn check_marker(
+    is_reported: bool,
+    guest: &dyn Communicator,
+    step: &Step<'_>,
+) -> Result<(), Failure> {
+    if is_reported {
+        return Ok(());
+    }
+    let looked = guest.exec(&Exec::new(["test", "-d", MARKER])).await;
+    if looked.with_context(|| format!("looking for {MARKER} in the guest")).kind(Kind::Guest)?.success() {
+        step.note(format!("the installer has left {MARKER}: it came to its end"));
+        return Ok(());
+    }
+    let error = anyhow!("the installation did not come to its end: it has not left {MARKER} in the system");
+    Err(Failure::new(Kind::Guest, error)
+        .hint("let it tell where it stands: `reporting` with `type: webhook` and forge.report_url"))
+}
+
+/// Watches one installation to its end, and returns whether the installer itself has reported that.
 ///
 /// # Errors
 /// A failure of kind `Guest`, `Infrastructure` (the machine died, or could not be watched) or
@@ -105,7 +131,7 @@ pub async fn watch(
     machine: Watched<'_>,
     events: &mut UnboundedReceiver<ServerEvent>,
     limits: &Limits,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let started = Instant::now();
     let mut seen = Seen::default();
     let Watched { end, press_enter } = machine;
@@ -199,12 +225,12 @@ impl Seen {
     }
 
     /// Decides what the machine's end means.
-    fn verdict(&self, step: &Step<'_>, end: &End) -> Result<(), Failure> {
+    fn verdict(&self, step: &Step<'_>, end: &End) -> Result<bool, Failure> {
         match (end, self.progress.ended()) {
-            (End::PoweredOff, Some(Ended::PoweredOff)) => Ok(()),
+            (End::PoweredOff, Some(Ended::PoweredOff)) => Ok(true),
             (End::PoweredOff, None) if self.reports == 0 => {
                 step.warn("the installer sent no reports: only the next boot can tell whether it succeeded");
-                Ok(())
+                Ok(false)
             }
             (_, Some(Ended::Failed { .. })) => Err(self.installer_failed()),
             (End::Died(_), _) => {
@@ -269,7 +295,60 @@ fn not_fetched(limits: &Limits) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::communicator::{CommunicatorError, Output};
+    use crate::event::{Discard, Worker};
+    use crate::run::{Cancel, Run};
+
+    /// A guest in which every command ends with that code.
+    struct Guest(i32);
+
+    impl Communicator for Guest {
+        fn exec<'a>(&'a self, _: &'a Exec) -> BoxFuture<'a, Result<Output, CommunicatorError>> {
+            let output = Output {
+                code: Some(self.0),
+                signal: None,
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                truncated: false,
+            };
+            Box::pin(async { Ok(output) })
+        }
+
+        fn put_file<'a>(&'a self, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+            unreachable!("looking writes nothing")
+        }
+
+        fn get_file<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CommunicatorError>> {
+            unreachable!("looking needs no file whole")
+        }
+
+        fn wait_for_reboot<'a>(
+            &'a self,
+            _: &'a str,
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+            unreachable!("looking reboots nothing")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_system_without_the_installers_last_trace_is_not_whole() {
+        for (is_reported, code, expected) in
+            [(false, 0, None), (false, 1, Some(Kind::Guest)), (true, 1, None)]
+        {
+            let run =
+                Run::new("r".into(), "t".into(), "/nowhere".into(), Arc::new(Discard), Cancel::default());
+            let looked = run
+                .step("boot", "boot", Worker::Guest, async |step| {
+                    check_marker(is_reported, &Guest(code), step).await
+                })
+                .await;
+            assert_eq!(looked.err().map(|failure| failure.kind), expected);
+        }
+    }
 
     #[test]
     fn answers_that_nobody_fetched_are_diagnosed() {

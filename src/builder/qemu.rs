@@ -70,15 +70,18 @@ pub async fn build(
     let disks = run
         .step("disks", "creating the disks", Worker::Qemu, async |_| create_disks(plan, workspace).await)
         .await?;
-    run.step("install", "installing from the medium", Worker::Qemu, async |step| {
-        let media = [media.paths(), vec![seed.volume.clone()]].concat();
-        install(plan, &host, workspace, options, &disks, media, &seed, step).await
-    })
-    .await?;
+    let is_reported = run
+        .step("install", "installing from the medium", Worker::Qemu, async |step| {
+            let media = [media.paths(), vec![seed.volume.clone()]].concat();
+            install(plan, &host, workspace, options, &disks, media, &seed, step).await
+        })
+        .await?;
 
     let running = run
         .step("boot", "booting the installed system", Worker::Qemu, async |step| {
-            boot(plan, &host, workspace, options, &disks, step).await
+            let running = boot(plan, &host, workspace, options, &disks, step).await?;
+            install::check_marker(is_reported, &running.agent, step).await?;
+            Ok(running)
         })
         .await?;
     let guest = Guest {
@@ -193,7 +196,7 @@ async fn install(
     media: Vec<PathBuf>,
     seed: &Prepared,
     step: &Step<'_>,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let folder = machine_folder(workspace, "install")?;
     let launch = Launch {
         folder: &workspace.work("install"),
@@ -221,14 +224,13 @@ async fn install(
         end: Box::pin(async { Ok(end_of(&machine).await) }),
         press_enter: &|| Box::pin(press_enter(&machine)),
     };
-    if let Err(failure) = install::watch(step, watched, &mut events, &limits).await {
-        show_console(step, machine.serial_log());
-        return Err(failure);
-    }
+    let is_reported = install::watch(step, watched, &mut events, &limits)
+        .await
+        .inspect_err(|_| show_console(step, machine.serial_log()))?;
     step.worker(Worker::Qemu);
     machine.quit().await.kind(Kind::Infrastructure)?;
     step.run().forget_undo(undo);
-    Ok(())
+    Ok(is_reported)
 }
 
 /// Exports all disks, the one that was installed to first.

@@ -111,14 +111,16 @@ pub async fn build(
             create(&cluster, &media, &seed, &seed_volume, step).await
         })
         .await?;
-    run.step("install", "installing from the medium", Worker::Node, async |step| {
-        install(&cluster, workspace, &own, &seed, step).await?;
-        detach_media(&cluster, &own, media.len()).await?;
-        cluster.remove_seed(&seed_volume, step).await
-    })
-    .await?;
+    let is_reported = run
+        .step("install", "installing from the medium", Worker::Node, async |step| {
+            let is_reported = install(&cluster, workspace, &own, &seed, step).await?;
+            detach_media(&cluster, &own, media.len()).await?;
+            cluster.remove_seed(&seed_volume, step).await?;
+            Ok(is_reported)
+        })
+        .await?;
 
-    let (mut checks, facts) = work(&cluster, workspace, &own, &seed, run).await?;
+    let (mut checks, facts) = work(&cluster, workspace, &own, &seed, is_reported, run).await?;
     seed.server.stop().await;
 
     own.renew();
@@ -178,11 +180,14 @@ async fn work(
     workspace: &Workspace,
     own: &OwnVm,
     seed: &Prepared,
+    is_reported: bool,
     run: &Run,
 ) -> Result<(Vec<CheckResult>, Facts), Failure> {
     let (agent, recorder) = run
         .step("boot", "booting the installed system", Worker::Node, async |step| {
-            boot(cluster, workspace, own, seed, step).await
+            let (agent, recorder) = boot(cluster, workspace, own, seed, step).await?;
+            install::check_marker(is_reported, &agent, step).await?;
+            Ok((agent, recorder))
         })
         .await?;
     let guest = Guest {
@@ -385,14 +390,14 @@ async fn create(
     Ok(own)
 }
 
-/// Starts the VM and watches the installation to its end.
+/// Starts the VM and watches the installation to its end; returns whether the installer reported that.
 async fn install(
     cluster: &Cluster<'_>,
     workspace: &Workspace,
     own: &OwnVm,
     seed: &Prepared,
     step: &Step<'_>,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let (plan, vm) = (cluster.plan, &own.vm);
     let folder = machine_folder(workspace, "install")?;
     cluster.start(vm).await?;
