@@ -105,8 +105,8 @@ pub(super) struct Subject<'a> {
     pub(super) communicator: &'a dyn Communicator,
     /// Where its SSH server is reached.
     pub(super) ssh: SocketAddr,
-    /// Whether packets from here surely get there; else it is tried, and what is not reached is told as
-    /// not proven.
+    /// Whether packets from here surely get there; else it is tried, and what is not reached, or is another
+    /// machine's, is told as not proven.
     pub(super) is_routed: bool,
 }
 
@@ -195,13 +195,25 @@ impl Subject<'_> {
         }
         let host_key = identity(self.communicator).await.kind(Kind::Guest)?.host_key;
         let target = Target { address: self.ssh, host_key };
-        let login = target.login(user, self.key, Method::Key, "id -un && sudo -n id -un").await;
-        findings.add(&by_key, login == Login::Accepted(format!("{user}\nroot")), &describe(&login));
         let refused = Login::Refused(vec!["publickey".to_owned()]);
-        let login = target.login(user, self.key, Method::Password, "true").await;
-        findings.add(NO_PASSWORDS, login == refused, &describe(&login));
-        let login = target.login("root", self.key, Method::Key, "true").await;
-        findings.add(NO_ROOT, login == refused, &describe(&login));
+        let logins = [
+            (
+                &*by_key,
+                target.login(user, self.key, Method::Key, "id -un && sudo -n id -un").await,
+                &Login::Accepted(format!("{user}\nroot")),
+            ),
+            (NO_PASSWORDS, target.login(user, self.key, Method::Password, "true").await, &refused),
+            (NO_ROOT, target.login("root", self.key, Method::Key, "true").await, &refused),
+        ];
+        let strange = logins.iter().find(|(_, login, _)| matches!(login, Login::Stranger(_)));
+        if let Some((_, login, _)) = strange.filter(|_| !self.is_routed) {
+            let reason = format!("another machine answers at {}: {}", self.ssh.ip(), describe(login));
+            findings.not_proven(&[&*by_key, NO_PASSWORDS, NO_ROOT], &reason);
+            return Ok(());
+        }
+        for (name, login, expected) in logins {
+            findings.add(name, login == *expected, &describe(&login));
+        }
         Ok(())
     }
 
@@ -295,7 +307,7 @@ fn describe(login: &Login) -> String {
     match login {
         Login::Accepted(output) => format!("logged in: {}", output.replace('\n', ", ")),
         Login::Refused(methods) => format!("refused; the server offers {}", methods.join(", ")),
-        Login::Failed(reason) => reason.clone(),
+        Login::Stranger(reason) | Login::Failed(reason) => reason.clone(),
     }
 }
 

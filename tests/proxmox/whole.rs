@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use pve_sim::Request;
+use pve_sim::ssh::{HostKey, Sshd};
 use serde_json::{Value, json};
 
 use crate::STEPS;
@@ -110,6 +111,51 @@ fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
     let unproven = checks.iter().filter(|check| check["not_proven"] == true).count();
     assert_eq!(unproven, 3, "{checks:#?}");
     assert!(ended.stdout.contains("; root logins are refused: "), "{}", ended.stdout);
+}
+
+#[test]
+fn another_machine_at_the_clones_address_is_told_and_no_reason_to_fail() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let stranger = Sshd { host_key: HostKey::new().unwrap().private, ..Sshd::default() };
+    let listener = runtime.block_on(tokio::net::TcpListener::bind((node.clone_address(), 2222))).unwrap();
+    runtime.spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(stranger.clone().serve(client));
+        }
+    });
+    let ended = node.start(&[]).finish();
+    ended.assert_code(0);
+    let reason = format!("another machine answers at {}: ", node.clone_address());
+    assert!(ended.stdout.contains(&reason), "{}", ended.stdout);
+}
+
+#[test]
+fn proofs_at_one_address_take_turns() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let locks = node.root.path("cache/forge/locks");
+    fs::create_dir_all(&locks).unwrap();
+    let lock = fs::File::create(locks.join(format!("proof-sim-{}", node.clone_address()))).unwrap();
+    lock.lock().unwrap();
+    let mut build = node.start(&[]);
+    let told = format!("another build proves its template at {}: waiting for it", node.clone_address());
+    build.wait_for("its turn", |event| event["message"] == told);
+    assert_eq!(node.vmids().len(), 1, "no clone yet");
+    lock.unlock().unwrap();
+    build.finish().assert_code(0);
+}
+
+#[test]
+fn an_installation_without_reports_counts_once_its_marker_is_seen() {
+    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let answers = node.root.path("http/mini/autoinstall.yaml.j2");
+    let text = fs::read_to_string(&answers).unwrap();
+    let (before, rest) = text.split_once("  reporting:").unwrap();
+    let (_, after) = rest.split_once("  late-commands:").unwrap();
+    fs::write(&answers, format!("{before}  late-commands:{after}")).unwrap();
+    let ended = node.start(&[]).finish();
+    ended.assert_code(0);
+    assert!(ended.notes().any(|note| note.contains("has left /var/log/installer")), "{}", ended.stdout);
 }
 
 /// Makes sure that a template is what the definition says, not what the node needed to build it.

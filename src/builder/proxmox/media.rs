@@ -172,7 +172,8 @@ impl Cluster<'_> {
         if self.has(name, size).await? {
             return Ok(());
         }
-        let _turn = self.turn_to_upload(name, step).await?;
+        let waiting = format!("another build uploads {name}");
+        let _turn = self.turn(&format!("upload-{name}"), &waiting, step).await?;
         step.worker(Worker::Node);
         if self.has(name, size).await? || self.comes_from_elsewhere(name, size, step).await? {
             return Ok(());
@@ -219,10 +220,11 @@ impl Cluster<'_> {
         }
     }
 
-    /// Waits until no other build on this machine uploads a file of that name.
-    async fn turn_to_upload(&self, name: &str, step: &Step<'_>) -> Result<File, Failure> {
+    /// Waits until no other build on this machine has the turn of that name, which lasts as long as the
+    /// file that is returned; `waiting` says what is waited for.
+    pub(super) async fn turn(&self, name: &str, waiting: &str, step: &Step<'_>) -> Result<File, Failure> {
         let folder = fetch::Cache::of_user().kind(Kind::Infrastructure)?.root().join("locks");
-        let path = folder.join(format!("upload-{name}"));
+        let path = folder.join(name);
         let open = || {
             std::fs::create_dir_all(&folder)?;
             File::options().create(true).truncate(false).write(true).open(&path)
@@ -232,7 +234,7 @@ impl Cluster<'_> {
         let mut told = false;
         while lock.try_lock().is_err() {
             if !told {
-                step.note(format!("another build uploads {name}: waiting for it"));
+                step.note(format!("{waiting}: waiting for it"));
                 told = true;
             }
             sleep(LOCK_POLL).await;

@@ -23,7 +23,7 @@ use crate::event::{Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::property::{Properties, parse_size};
 use crate::pve::{CloneOptions, ConfigChange, Params, Seen, VmConfig};
-use crate::run::Step;
+use crate::run::{Step, UndoId, Undone};
 
 impl Cluster<'_> {
     /// Boots a clone, looks at it and destroys it. The results are returned whether or not they hold.
@@ -35,6 +35,7 @@ impl Cluster<'_> {
         workspace: &Workspace,
         step: &Step<'_>,
     ) -> Result<Vec<CheckResult>, Failure> {
+        let turn = self.turn_to_prove(step).await?;
         let config = own.vm.config().await.map_err(failed)?;
         mark(&own.vm, &config, State::Proving).await.map_err(failed)?;
         let key = outside::make_key().kind(Kind::Infrastructure)?;
@@ -75,7 +76,21 @@ impl Cluster<'_> {
             return Ok(results);
         }
         clone.destroy(self, step.run()).await?;
+        step.run().forget_undo(turn);
         Ok(results)
+    }
+
+    /// Waits until no other build on this machine has a clone with that address: each would be taken for
+    /// the other. The turn lasts until the returned undo is forgotten, or has come after the clone's.
+    async fn turn_to_prove(&self, step: &Step<'_>) -> Result<UndoId, Failure> {
+        let (builder, address) = (&self.plan.builder.name, &self.plan.definition.proof.address);
+        let address = address.split('/').next().unwrap_or_default();
+        let waiting = format!("another build proves its template at {address}");
+        let turn = self.turn(&format!("proof-{builder}-{address}"), &waiting, step).await?;
+        Ok(step.run().undo("the turn to prove", "", move |_| async move {
+            drop(turn);
+            Ok(Undone::Nothing)
+        }))
     }
 
     /// Makes the clone, linked where the storage can.
