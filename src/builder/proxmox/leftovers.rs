@@ -70,8 +70,8 @@ pub enum Verdict {
 pub struct Making {
     /// The task.
     pub upid: Upid,
-    /// Whether it runs.
-    pub is_running: bool,
+    /// How it is.
+    pub state: TaskState,
 }
 
 /// A VM that a journal of this root names.
@@ -178,24 +178,36 @@ fn is_being_made(config: &VmConfig) -> bool {
 
 fn judge_unfinished(vmid: Vmid, config: &VmConfig, known: &Circumstances, claim: Option<&Claim>) -> Verdict {
     let lock = config.lock().unwrap_or_default();
-    let began = claim.map_or(i64::MIN, |claim| claim.entry.begun + known.ahead - 5);
+    let named = claim.and_then(|claim| claim.entry.task.as_ref());
+    // By the node's clock.
+    let begun = claim.map(|claim| claim.entry.begun + known.ahead);
     // A clone's task is named after the original, so that many may be meant.
-    let may_make = |task: &&Making| match (lock, claim.and_then(|claim| claim.entry.task.as_ref())) {
+    let may_make = |task: &&Making| match (lock, named) {
         (_, Some(upid)) => task.upid == *upid,
         ("create", None) => task.upid.kind() == "qmcreate" && task.upid.id() == vmid.to_string(),
-        _ => claim.is_some() && task.upid.kind() == "qmclone" && task.upid.started() >= began,
+        _ => claim.is_some() && task.upid.kind() == "qmclone",
     };
-    let ours: Vec<&Making> =
-        known.tasks.iter().filter(may_make).filter(|it| it.upid.started() >= began).collect();
-    let running = ours.iter().find(|task| task.is_running);
-    match (claim, running) {
-        _ if ours.is_empty() => Verdict::Other,
-        (Some(claim), Some(task)) => {
-            let is_certain = lock == "create" || claim.entry.task.is_some();
-            Verdict::Making { run: claim.run.clone(), task: is_certain.then(|| task.upid.clone()) }
+    let is_since = |task: &&Making| begun.is_none_or(|begun| task.upid.started() >= begun - 5);
+    let order = |task: &&Making| (task.state == TaskState::Running, task.upid.started());
+    let Some(last) = known.tasks.iter().filter(may_make).filter(is_since).max_by_key(order) else {
+        return Verdict::Other;
+    };
+    // A later one is another run's with this token, which may live on another machine.
+    let is_soon = begun.is_some_and(|begun| last.upid.started() <= begun + IN_FLIGHT_SECONDS);
+    let certain = claim.filter(|_| named.is_some() || (lock == "create" && is_soon));
+    match (&last.state, certain, claim) {
+        // Whoever holds the VM now, it is not that task.
+        (TaskState::Done(_), ..) => Verdict::Other,
+        (TaskState::Failed(_), ..) => {
+            Verdict::Stuck { run: certain.map(|it| it.run.clone()), lock: lock.to_owned() }
         }
-        (None, Some(_)) => Verdict::Unsure,
-        (claim, None) => Verdict::Stuck { run: claim.map(|it| it.run.clone()), lock: lock.to_owned() },
+        (TaskState::Running, Some(claim), _) => {
+            Verdict::Making { run: claim.run.clone(), task: Some(last.upid.clone()) }
+        }
+        (TaskState::Running, None, Some(claim)) if lock == "clone" => {
+            Verdict::Making { run: claim.run.clone(), task: None }
+        }
+        (TaskState::Running, None, _) => Verdict::Unsure,
     }
 }
 
@@ -341,9 +353,7 @@ impl<'a> Search<'a> {
         let filter = TaskFilter { vmid: None, kind: Some(kind), since: Some(now - TASKS_SECONDS) };
         let listed = self.client.tasks(node, &filter).await?;
         let ours = listed.into_iter().filter(|task| task.upid.user() == self.client.who());
-        Ok(ours
-            .map(|task| Making { is_running: task.state() == TaskState::Running, upid: task.upid })
-            .collect())
+        Ok(ours.map(|task| Making { state: task.state(), upid: task.upid }).collect())
     }
 
     fn claims(&self) -> anyhow::Result<Vec<Claim>> {
@@ -510,7 +520,10 @@ fn stuck(vm: &Vm, lock: &str) -> Failure {
 }
 
 fn unlock(vmid: Vmid, node: &str) -> String {
-    format!("root alone may clear that: `qm unlock {vmid} && qm destroy {vmid} --purge` on {node}")
+    format!(
+        "see first that nobody works on it; root alone may clear that: `qm unlock {vmid} && qm destroy {vmid} \
+         --purge` on {node}"
+    )
 }
 
 #[cfg(test)]

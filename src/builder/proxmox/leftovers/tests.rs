@@ -7,6 +7,7 @@ use super::super::fake::{Answer, Fake, WHO};
 use super::super::journal::Journal;
 use super::*;
 use crate::builder::workspace::Workspace;
+use crate::pve::TaskEntry;
 
 const UUID: &str = "1b4e28ba-2fa1-41d2-883f-0016d3cca427";
 const OTHER_UUID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
@@ -151,7 +152,12 @@ fn what_is_handed_over_is_safe_from_journals_that_were_never_closed() {
 fn a_vm_that_is_being_made_is_told_by_its_task() {
     let created = upid("qmcreate", 9000, NOW - 90);
     let cloned = upid("qmclone", 90001, NOW - 90);
-    let task = |upid: &Upid, is_running| vec![Making { upid: upid.clone(), is_running }];
+    let task = |upid: &Upid, state: &str| {
+        let state = TaskEntry { upid: upid.clone(), status: Some(state.to_owned()) }.state();
+        vec![Making { upid: upid.clone(), state }]
+    };
+    let (runs, died) = ("RUNNING", "received interrupt");
+    let later = |state| task(&upid("qmcreate", 9000, NOW - 10), state);
     let dead = || vec![claim(9000, "r1", Some(UUID), false)];
     let with_task = || {
         let mut claim = claim(9000, "r1", None, false);
@@ -161,18 +167,22 @@ fn a_vm_that_is_being_made_is_told_by_its_task() {
     let create = vm_config("", None, &[("lock", "create")]);
     let clone = vm_config("", None, &[("lock", "clone"), ("description", " qmclone temporary file\n")]);
     for (name, config, claims, tasks, expected) in [
-        ("ours runs", &create, dead(), task(&created, true), "making"),
-        ("ours died", &create, dead(), task(&created, false), "stuck"),
+        ("ours runs", &create, dead(), task(&created, runs), "making"),
+        ("ours died", &create, dead(), task(&created, died), "stuck"),
+        ("ours ended well", &create, dead(), task(&created, "OK"), "other"),
         ("no task of ours", &create, dead(), Vec::new(), "other"),
-        ("an older task", &create, dead(), task(&upid("qmcreate", 9000, NOW - 200), false), "other"),
-        ("another VM's task", &create, dead(), task(&upid("qmcreate", 9001, NOW - 90), true), "other"),
-        ("its run lives", &create, vec![claim(9000, "r1", None, true)], task(&created, true), "other"),
-        ("no journal, runs", &create, Vec::new(), task(&created, true), "unsure"),
-        ("no journal, died", &create, Vec::new(), task(&created, false), "stuck"),
-        ("a clone, one task", &clone, dead(), task(&cloned, true), "waiting"),
-        ("a clone, its task", &clone, with_task(), task(&cloned, true), "making"),
-        ("a clone, another's", &clone, with_task(), task(&upid("qmclone", 90001, NOW - 80), true), "other"),
-        ("a clone, no journal", &clone, Vec::new(), task(&cloned, true), "other"),
+        ("an older task", &create, dead(), task(&upid("qmcreate", 9000, NOW - 200), died), "other"),
+        ("a much later task", &create, dead(), task(&upid("qmcreate", 9000, NOW + 50), runs), "unsure"),
+        ("a later task after ours", &create, dead(), [task(&created, died), later("OK")].concat(), "other"),
+        ("another VM's task", &create, dead(), task(&upid("qmcreate", 9001, NOW - 90), runs), "other"),
+        ("its run lives", &create, vec![claim(9000, "r1", None, true)], task(&created, runs), "other"),
+        ("no journal, runs", &create, Vec::new(), task(&created, runs), "unsure"),
+        ("no journal, died", &create, Vec::new(), task(&created, died), "stuck"),
+        ("no journal, ended well", &create, Vec::new(), task(&created, "OK"), "other"),
+        ("a clone, one task", &clone, dead(), task(&cloned, runs), "waiting"),
+        ("a clone, its task", &clone, with_task(), task(&cloned, runs), "making"),
+        ("a clone, another's", &clone, with_task(), task(&upid("qmclone", 90001, NOW - 80), runs), "other"),
+        ("a clone, no journal", &clone, Vec::new(), task(&cloned, runs), "other"),
     ] {
         assert_eq!(word(config, &known(claims, tasks)), expected, "{name}");
     }
@@ -387,7 +397,8 @@ async fn a_lock_that_root_alone_may_clear_is_told_and_not_touched() {
     let search = Search::new(&fake.client, &profile, root.path(), None);
     let found = search.find().await.unwrap();
     assert!(!found[0].removable);
-    let advice = "root alone may clear that: `qm unlock 9000 && qm destroy 9000 --purge` on asgard";
+    let advice = "see first that nobody works on it; root alone may clear that: `qm unlock 9000 && qm destroy \
+                  9000 --purge` on asgard";
     assert_eq!(found[0].advice.as_deref(), Some(advice));
     assert!(fake.changes().is_empty());
 }
