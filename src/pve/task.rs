@@ -24,6 +24,7 @@ pub struct Upid {
     kind: String,
     id: String,
     user: String,
+    is_found: bool,
 }
 
 impl Upid {
@@ -55,6 +56,13 @@ impl Upid {
     #[must_use]
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// Tells whether no answer has named it: it was found in the node's list after one was lost, and may
+    /// be another machine's with the same token.
+    #[must_use]
+    pub fn is_found(&self) -> bool {
+        self.is_found
     }
 
     /// Returns the whole text.
@@ -94,6 +102,7 @@ impl FromStr for Upid {
                 kind: kind.to_owned(),
                 id: id.to_owned(),
                 user: user.to_owned(),
+                is_found: false,
             })
         };
         parsed().ok_or_else(|| BadUpid(text.to_owned()))
@@ -305,7 +314,10 @@ impl Client {
     ) -> Result<Upid, Error> {
         let begun = Instant::now();
         let started = match self.ask::<Upid>(call).await {
-            Err(lost @ Error::Unknown { .. }) => self.find_lost(node, kind, id, begun).await.ok_or(lost),
+            Err(lost @ Error::Unknown { .. }) => {
+                let found = self.find_lost(node, kind, id, begun).await;
+                found.map(|upid| Upid { is_found: true, ..upid }).ok_or(lost)
+            }
             answer => answer,
         };
         if let Ok(upid) = &started {

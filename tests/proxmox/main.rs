@@ -13,6 +13,7 @@ mod media;
 mod node;
 mod ready;
 mod requests;
+mod taken;
 mod whole;
 
 #[path = "../faults/build.rs"]

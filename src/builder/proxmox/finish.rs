@@ -7,7 +7,7 @@ use super::hardware::{self, CLOUD_INIT, differences, overrides, template_params}
 use super::marks::{Marks, State};
 use super::site::{failed, server_now};
 use super::text::{self, Made};
-use super::vm::{OwnVm, Purpose};
+use super::vm::{OwnVm, Purpose, set};
 use crate::artifact::{CheckResult, Place, Volume};
 use crate::builder::workspace::Staging;
 use crate::failure::{Failure, Kind};
@@ -50,14 +50,10 @@ impl Draft {
 impl Cluster<'_> {
     /// Changes a VM as soon as nothing else holds it. A lost answer does not matter: the same is set again.
     pub(super) async fn set(&self, vm: &Vm, change: &ConfigChange) -> Result<(), Failure> {
-        self.try_set(vm, change).await.map_err(failed)
+        set(vm, change).await.map_err(failed)
     }
 
-    async fn try_set(&self, vm: &Vm, change: &ConfigChange) -> Result<(), Error> {
-        self.client.settle(&|| Box::pin(vm.set(change)), &|| Box::pin(async { Ok(Seen::NotDone) })).await
-    }
-
-    /// Gives a VM its tags, as far as that is allowed.
+    /// Gives a VM its tags, as far as that is allowed, and returns them.
     pub(super) async fn tag(
         &self,
         vm: &Vm,
@@ -69,7 +65,8 @@ impl Cluster<'_> {
         tags.extend(more.iter().map(|tag| tag.to_lowercase()));
         tags.sort();
         tags.dedup();
-        match self.try_set(vm, &ConfigChange::set([("tags", tags.join(";"))])).await {
+        let value = tags.join(";");
+        match set(vm, &ConfigChange::set([("tags", value.as_str())])).await {
             Err(error @ Error::Forbidden { .. }) => {
                 step.warn(&format!("the tags {} are not allowed: {error}", tags.join(", ")));
                 Ok(())
@@ -229,13 +226,11 @@ impl Cluster<'_> {
         Ok(place)
     }
 
-    /// Writes a clone's UUID, which it got from the node, into its marks, and returns its configuration.
-    pub(super) async fn learn_uuid(&self, own: &mut OwnVm, heading: &str) -> Result<VmConfig, Failure> {
-        let config = own.vm.config().await.map_err(failed)?;
-        own.marks.uuid = config.uuid().unwrap_or_default();
+    /// Writes a clone's UUID, which it got from the node, into its marks.
+    async fn learn_uuid(&self, own: &mut OwnVm, heading: &str) -> Result<(), Failure> {
+        own.marks.uuid = own.made.uuid().unwrap_or_default();
         let marks = own.marks.renewed(server_now(&self.client));
-        self.set(&own.vm, &ConfigChange::set([("description", marks.in_description(heading))])).await?;
-        Ok(config)
+        self.set(&own.vm, &ConfigChange::set([("description", marks.in_description(heading))])).await
     }
 }
 

@@ -30,11 +30,24 @@ pub struct Entry {
     /// Its SMBIOS UUID, in lower case; a clone's is not known before it is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// When it was written down, in seconds since 1970 by this machine's clock.
+    /// When it was written down or its request last went out, in seconds since 1970 by this machine's
+    /// clock.
     pub begun: i64,
-    /// The task that makes it, once that is known: a clone's names only the original.
+    /// The task that makes it, once an answer has named it: a clone's names only the original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Upid>,
+}
+
+/// A volume with a run's secrets that it is about to upload, or has uploaded and not removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its name, such as `local:iso/forge-seed-20261121-142109-a1b2c3.iso`.
+    pub volid: String,
+    /// The node by which it is reached.
+    pub node: String,
+    /// When it was written down, in seconds since 1970 by this machine's clock.
+    pub begun: i64,
 }
 
 /// A journal's content.
@@ -47,11 +60,18 @@ pub struct Record {
     pub run: String,
     /// The addresses of the cluster, as the profile has them.
     pub endpoints: Vec<String>,
-    /// What may be there.
+    /// The VMs that may be there.
     pub vms: Vec<Entry>,
+    /// The volumes that may be there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
 }
 
 impl Record {
+    fn is_empty(&self) -> bool {
+        self.vms.is_empty() && self.volumes.is_empty()
+    }
+
     /// Tells whether it is about a cluster with one of these addresses.
     #[must_use]
     pub fn is_of(&self, endpoints: &[String]) -> bool {
@@ -71,21 +91,39 @@ impl Journal {
     /// Begins the journal of a run in its folder; nothing is written before the first VM.
     #[must_use]
     pub fn new(run_folder: &Path, run: &str, endpoints: &[String]) -> Self {
-        let record =
-            Record { schema: SCHEMA, run: run.to_owned(), endpoints: endpoints.to_owned(), vms: Vec::new() };
+        let record = Record {
+            schema: SCHEMA,
+            run: run.to_owned(),
+            endpoints: endpoints.to_owned(),
+            vms: Vec::new(),
+            volumes: Vec::new(),
+        };
         Self { path: run_folder.join(FILE), record: Mutex::new(record) }
     }
 
-    /// Writes down a VM, to be called before the request that makes it. One with its VMID is replaced.
+    /// Writes down a VM, to be called before the request that makes it.
+    ///
+    /// # Errors
+    /// When it cannot be written, or that VMID is this run's already: then the request must not be made.
+    pub fn begin(&self, vmid: Vmid, node: &NodeName, uuid: Option<&str>) -> anyhow::Result<()> {
+        anyhow::ensure!(self.open().iter().all(|vm| vm.vmid != vmid), "VM {vmid} is this run's already");
+        let uuid = uuid.map(str::to_lowercase);
+        let begun = jiff::Timestamp::now().as_second();
+        self.change(|record| {
+            record.vms.push(Entry { vmid, node: node.to_string(), uuid, begun, task: None });
+        })
+    }
+
+    /// Says that the request that makes a VM goes out now, for the first time or again.
     ///
     /// # Errors
     /// When it cannot be written: then the request must not be made.
-    pub fn begin(&self, vmid: Vmid, node: &NodeName, uuid: Option<&str>) -> anyhow::Result<()> {
-        let uuid = uuid.map(str::to_lowercase);
+    pub fn note_request(&self, vmid: Vmid) -> anyhow::Result<()> {
         let begun = jiff::Timestamp::now().as_second();
-        self.change(|vms| {
-            vms.retain(|vm| vm.vmid != vmid);
-            vms.push(Entry { vmid, node: node.to_string(), uuid, begun, task: None });
+        self.change(|record| {
+            for vm in record.vms.iter_mut().filter(|vm| vm.vmid == vmid) {
+                (vm.begun, vm.task) = (begun, None);
+            }
         })
     }
 
@@ -94,8 +132,8 @@ impl Journal {
     /// # Errors
     /// When it cannot be written.
     pub fn note_task(&self, vmid: Vmid, task: &Upid) -> anyhow::Result<()> {
-        self.change(|vms| {
-            if let Some(vm) = vms.iter_mut().find(|vm| vm.vmid == vmid) {
+        self.change(|record| {
+            if let Some(vm) = record.vms.iter_mut().find(|vm| vm.vmid == vmid) {
                 vm.task = Some(task.clone());
             }
         })
@@ -107,7 +145,25 @@ impl Journal {
     /// # Errors
     /// When it cannot be written.
     pub fn close(&self, vmid: Vmid) -> anyhow::Result<()> {
-        self.change(|vms| vms.retain(|vm| vm.vmid != vmid))
+        self.change(|record| record.vms.retain(|vm| vm.vmid != vmid))
+    }
+
+    /// Writes down a volume, to be called before its upload.
+    ///
+    /// # Errors
+    /// When it cannot be written: then nothing must be uploaded.
+    pub fn begin_volume(&self, node: &NodeName, volid: &str) -> anyhow::Result<()> {
+        let begun = jiff::Timestamp::now().as_second();
+        let volume = Volume { volid: volid.to_owned(), node: node.to_string(), begun };
+        self.change(|record| record.volumes.push(volume))
+    }
+
+    /// Strikes out a volume that is gone.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn close_volume(&self, volid: &str) -> anyhow::Result<()> {
+        self.change(|record| record.volumes.retain(|volume| volume.volid != volid))
     }
 
     /// Returns the VMs that are written down.
@@ -116,9 +172,9 @@ impl Journal {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).vms.clone()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Entry>)) -> anyhow::Result<()> {
+    fn change(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut record.vms);
+        change(&mut record);
         write(&self.path, &record)
     }
 }
@@ -142,6 +198,15 @@ impl Found {
         self.record.vms.retain(|vm| vm.vmid != vmid);
         write(&self.path, &self.record)
     }
+
+    /// Strikes out a volume of a dead run.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn close_volume(&mut self, volid: &str) -> anyhow::Result<()> {
+        self.record.volumes.retain(|volume| volume.volid != volid);
+        write(&self.path, &self.record)
+    }
 }
 
 /// Returns the journals below a root with something open, the oldest run first.
@@ -153,7 +218,7 @@ pub fn find(root: &Path) -> anyhow::Result<Vec<Found>> {
     runs.sort();
     let mut found = Vec::new();
     for run in runs {
-        if let Some(record) = read(&run)?.filter(|record| !record.vms.is_empty()) {
+        if let Some(record) = read(&run)?.filter(|record| !record.is_empty()) {
             let is_alive = workspace::is_alive(&run);
             found.push(Found { record, is_alive, path: run.join(FILE) });
         }
@@ -165,7 +230,7 @@ pub fn find(root: &Path) -> anyhow::Result<Vec<Found>> {
 #[must_use]
 pub fn is_open(run_folder: &Path) -> bool {
     // One that cannot be read may say anything.
-    read(run_folder).map_or(true, |record| record.is_some_and(|it| !it.vms.is_empty()))
+    read(run_folder).map_or(true, |record| record.is_some_and(|it| !it.is_empty()))
 }
 
 fn read(run_folder: &Path) -> anyhow::Result<Option<Record>> {
@@ -230,14 +295,34 @@ mod tests {
     fn a_vm_is_written_down_once_with_what_is_known_last() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::new(folder.path(), "r", &endpoints());
-        journal.begin(vmid(9000), &node(), None).unwrap();
         journal.begin(vmid(9000), &node(), Some("ABC")).unwrap();
+        let error = journal.begin(vmid(9000), &node(), None).unwrap_err();
+        assert_eq!(error.to_string(), "VM 9000 is this run's already");
         let task: Upid =
             "UPID:asgard:0012D687:05F5E0FF:68E77800:qmcreate:9000:forge@pve!ci:".parse().unwrap();
         journal.note_task(vmid(9000), &task).unwrap();
-        let read = read(folder.path()).unwrap().unwrap();
-        assert_eq!(read.vms.len(), 1);
-        assert_eq!((read.vms[0].uuid.as_deref(), read.vms[0].task.as_ref()), (Some("abc"), Some(&task)));
+        let now = || read(folder.path()).unwrap().unwrap().vms;
+        assert_eq!(now().len(), 1);
+        assert_eq!((now()[0].uuid.as_deref(), now()[0].task.as_ref()), (Some("abc"), Some(&task)));
+        journal.note_request(vmid(9000)).unwrap();
+        assert_eq!(now()[0].task, None, "that of an earlier request");
+    }
+
+    #[test]
+    fn a_volume_keeps_a_journal_open_as_a_vm_does() {
+        let root = tempfile::tempdir().unwrap();
+        let run = Workspace::create(root.path()).unwrap();
+        let journal = Journal::new(&run.folder, &run.id, &endpoints());
+        journal.begin_volume(&node(), "local:iso/a.iso").unwrap();
+        journal.begin_volume(&node(), "local:iso/b.iso").unwrap();
+        journal.close_volume("local:iso/a.iso").unwrap();
+        assert!(is_open(&run.folder));
+        drop(run);
+        let mut found = find(root.path()).unwrap();
+        let volumes: Vec<_> = found[0].record.volumes.iter().map(|it| it.volid.as_str()).collect();
+        assert_eq!(volumes, ["local:iso/b.iso"]);
+        found[0].close_volume("local:iso/b.iso").unwrap();
+        assert!(find(root.path()).unwrap().is_empty());
     }
 
     #[test]
@@ -269,7 +354,8 @@ mod tests {
 
     #[test]
     fn a_journal_is_about_its_cluster_only() {
-        let record = Record { schema: 1, run: "r".into(), endpoints: endpoints(), vms: Vec::new() };
+        let record: Record =
+            parse(r#"{"schema":1,"run":"r","endpoints":["https://asgard:8006"],"vms":[]}"#).unwrap();
         for (endpoint, expected) in
             [("https://asgard:8006", true), ("https://ASGARD:8006/", true), ("https://midgard:8006", false)]
         {

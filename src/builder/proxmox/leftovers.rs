@@ -18,16 +18,15 @@ use anyhow::Context as _;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::destroy::{Destroyed, config, destroy_if};
 use super::journal::{self, Entry};
 use super::marks::{self, Marks, State};
+use super::vm::is_being_made;
 use super::{process, site, survey};
 use crate::definition::ProxmoxProfile;
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::{Client, Error, Guest, NodeName, TaskFilter, TaskState, Upid, Vm, VmConfig, Vmid};
-
-/// How long something else may hold a VM that is to be removed.
-const WHEN_FREE: Duration = Duration::from_mins(1);
 
 /// How long after a run wrote a VM down its request may still be at the server.
 const IN_FLIGHT_SECONDS: i64 = 120;
@@ -171,11 +170,6 @@ fn judge_marked(
     if is_claimed { why("its run is dead".to_owned()) } else { Verdict::Other }
 }
 
-/// Tells whether the VM's create or clone task has not ended, or has died.
-fn is_being_made(config: &VmConfig) -> bool {
-    matches!(config.lock(), Some("create" | "clone"))
-}
-
 fn judge_unfinished(vmid: Vmid, config: &VmConfig, known: &Circumstances, claim: Option<&Claim>) -> Verdict {
     let lock = config.lock().unwrap_or_default();
     let named = claim.and_then(|claim| claim.entry.task.as_ref());
@@ -298,8 +292,8 @@ impl<'a> Search<'a> {
                             Verdict::Leftover { .. }
                         )
                     };
-                    return match destroy_if(&vm, limit, still).await.map_err(site::failed)? {
-                        Destroyed::Gone | Destroyed::Now => self.forget(vm.vmid()),
+                    return match destroy_if(&vm, limit, &still).await.map_err(site::failed)? {
+                        Destroyed::Gone => self.forget(vm.vmid()),
                         Destroyed::NotOurs => Err(changed(vm.vmid())),
                     };
                 }
@@ -437,68 +431,6 @@ impl<'a> Search<'a> {
         }
         Ok(())
     }
-}
-
-/// Returns a VM's configuration; nothing when there is none.
-async fn config(vm: &Vm) -> Result<Option<VmConfig>, Error> {
-    match vm.config().await {
-        Ok(config) => Ok(Some(config)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// What became of a VM that was to be destroyed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Destroyed {
-    /// It was not there.
-    Gone,
-    /// It is gone now.
-    Now,
-    /// It has been left as it is.
-    NotOurs,
-}
-
-/// Stops and destroys a VM, reading its configuration anew before each: `ours` says of it whether it is
-/// still meant. `limit` is for each of the two tasks.
-///
-/// # Errors
-/// When something else holds it for long, or Proxmox refuses.
-pub async fn destroy_if(
-    vm: &Vm,
-    limit: Duration,
-    ours: impl Fn(&VmConfig) -> bool + Sync,
-) -> Result<Destroyed, Error> {
-    let client = vm.client();
-    for destroys in [false, true] {
-        let attempt = async || {
-            match config(vm).await? {
-                None => return Ok(Some(Destroyed::Gone)),
-                Some(config) if !ours(&config) => return Ok(Some(Destroyed::NotOurs)),
-                Some(_) if destroys => {
-                    client.wait(&vm.destroy().await?, limit, None).await?;
-                    return Ok(Some(Destroyed::Now));
-                }
-                Some(_) => {}
-            }
-            if vm.status().await?.is_running() {
-                client.wait(&vm.stop().await?, limit, None).await?;
-            }
-            Ok(None)
-        };
-        match client.when_free(WHEN_FREE, &|| Box::pin(attempt())).await {
-            Ok(Some(destroyed)) => return Ok(destroyed),
-            Ok(None) => {}
-            // Somebody else was faster, or an answer was lost on the way.
-            Err(error) if error.is_not_found() => return Ok(Destroyed::Gone),
-            Err(error) if destroys && config(vm).await.is_ok_and(|it| it.is_none()) => {
-                drop(error);
-                return Ok(Destroyed::Now);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    unreachable!("the second turn returns")
 }
 
 fn changed(vmid: Vmid) -> Failure {

@@ -11,6 +11,7 @@
 
 pub mod access;
 mod console;
+mod destroy;
 #[cfg(test)]
 pub(crate) mod fake;
 mod finish;

@@ -128,7 +128,7 @@ impl Cluster<'_> {
         seed: &mut CloneSeed,
         drive: Drive,
     ) -> Result<VmConfig, Failure> {
-        let config = clone.vm.config().await.map_err(failed)?;
+        let config = clone.made.clone();
         clone.marks.uuid = config.uuid().unwrap_or_default();
         let net = Properties::parse_net(config.get("net0").unwrap_or_default());
         net.get("macaddr").unwrap_or_default().clone_into(&mut seed.mac);

@@ -18,11 +18,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
+use super::again::{HELD, settle, when_free};
+use super::destroy::{Destroyed, config, destroy_if};
 use super::marks::{Marks, RENEW, State};
 use super::site::{failed, server_now};
 use crate::builder::{Keeper, Kept};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::pve::{ConfigChange, Error, HELD, TaskState, Upid, Vm, VmConfig, Vmid};
+use crate::pve::{ConfigChange, Error, Seen, TaskState, Upid, Vm, VmConfig, Vmid};
 use crate::run::{Ending, Run, UndoId, Undone};
 
 /// How long removing a VM may take: the end of its creation, its stop, its disks.
@@ -39,6 +41,8 @@ const RENEW_MIN: Duration = Duration::from_mins(1);
 pub(super) struct OwnVm {
     pub(super) vm: Vm,
     pub(super) marks: Marks,
+    /// Its configuration right after it was made.
+    pub(super) made: VmConfig,
     undo: UndoId,
     lease: Lease,
 }
@@ -81,7 +85,30 @@ pub(super) struct Claim {
     pub(super) vm: Vm,
     pub(super) marks: Marks,
     undo: UndoId,
-    task: Arc<Mutex<Option<Upid>>>,
+    request: Arc<Mutex<Request>>,
+}
+
+/// What is known of the request that makes a VM.
+#[derive(Debug, Default)]
+enum Request {
+    /// Nothing: it may yet be carried out.
+    #[default]
+    Open,
+    /// It makes nothing.
+    Refused,
+    /// This task carries it out.
+    Task(Upid),
+}
+
+impl Claim {
+    fn note(&self, request: Request) {
+        *self.request.lock().unwrap_or_else(PoisonError::into_inner) = request;
+    }
+
+    /// Tells whether a configuration bears the very marks that this claim's request has put there.
+    fn has_made(&self, config: &VmConfig) -> bool {
+        config.get("description").and_then(Marks::read).as_ref() == Some(&self.marks)
+    }
 }
 
 impl Cluster<'_> {
@@ -93,7 +120,7 @@ impl Cluster<'_> {
         uuid: &str,
         make: Make<'_>,
     ) -> Result<OwnVm, Failure> {
-        // Not what the run has already: after a lost answer it would be taken for what was to be made.
+        // Not what the run has already, or has asked for in vain: it is written down once.
         let own: Vec<Vmid> = self.journal.open().into_iter().map(|entry| entry.vmid).collect();
         let free = self.site.candidates().filter(|vmid| !own.contains(vmid)).collect();
         for vmid in in_turn(free, random()) {
@@ -117,31 +144,57 @@ impl Cluster<'_> {
         make: Make<'_>,
     ) -> Result<Option<OwnVm>, Failure> {
         let claim = self.claim(run, vmid, purpose, uuid)?;
-        match make(&claim.vm, &claim.marks).await {
-            Ok(task) => {
-                *claim.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.clone());
-                self.journal.note_task(vmid, &task).kind(Kind::Infrastructure)?;
-                self.wait(&task).await?;
-                Ok(Some(self.own(claim)))
+        // What is copied may be held, by a backup for instance.
+        let sent = when_free(&self.client, HELD, &|| Box::pin(self.request(&claim, make))).await;
+        let lost = match sent {
+            Ok(written_down) => {
+                written_down.kind(Kind::Infrastructure)?;
+                None
             }
             Err(Error::Taken { .. }) => {
                 run.forget_undo(claim.undo);
                 self.journal.close(vmid).kind(Kind::Infrastructure)?;
-                Ok(None)
+                return Ok(None);
             }
-            Err(lost @ Error::Unknown { .. }) => match settled(&claim.vm).await.map_err(failed)? {
-                Some(config) if is_own(&config, vmid, &run.id) => Ok(Some(self.own(claim))),
-                // Somebody else's by now, or nobody's: whatever it is, it stays in the journal.
-                Some(_) => Ok(None),
-                None => Err(failed(lost)),
-            },
-            Err(error) => Err(failed(error)),
+            Err(lost @ Error::Unknown { .. }) => Some(lost),
+            Err(error) => return Err(failed(error)),
+        };
+        // A task that was found in a list, and a VM that is there, may be another machine's with this token.
+        match settled(&claim.vm).await.map_err(failed)? {
+            Some(config) if claim.has_made(&config) => Ok(Some(self.own(claim, config))),
+            // Somebody else's by now, or nobody's: whatever it is, it stays in the journal.
+            Some(_) => Ok(None),
+            None => Err(lost.map_or_else(|| gone(vmid), failed)),
         }
     }
 
-    fn own(&self, claim: Claim) -> OwnVm {
+    /// Sends the request that makes a VM and waits for its task; the inner error is the journal's.
+    async fn request(&self, claim: &Claim, make: Make<'_>) -> Result<anyhow::Result<()>, Error> {
+        let vmid = claim.vm.vmid();
+        if let Err(error) = self.journal.note_request(vmid) {
+            return Ok(Err(error));
+        }
+        claim.note(Request::Open);
+        let task = make(&claim.vm, &claim.marks).await.map_err(|error| {
+            if !matches!(error, Error::Unknown { .. } | Error::Answer { .. }) {
+                claim.note(Request::Refused);
+            }
+            as_taken(error, vmid)
+        })?;
+        claim.note(Request::Task(task.clone()));
+        if !task.is_found()
+            && let Err(error) = self.journal.note_task(vmid, &task)
+        {
+            return Ok(Err(error));
+        }
+        let limit = self.profile.task_timeout.duration();
+        self.client.wait(&task, limit, None).await.map_err(|error| as_taken(error, vmid))?;
+        Ok(Ok(()))
+    }
+
+    fn own(&self, claim: Claim, made: VmConfig) -> OwnVm {
         let lease = Lease::begin(&self.client.vm(&self.site.node, claim.vm.vmid()), &claim.marks.run);
-        OwnVm { vm: claim.vm, marks: claim.marks, undo: claim.undo, lease }
+        OwnVm { vm: claim.vm, marks: claim.marks, made, undo: claim.undo, lease }
     }
 
     /// Writes a VMID down and registers how what will be there is removed.
@@ -162,11 +215,11 @@ impl Cluster<'_> {
             lease_until: 0,
         }
         .renewed(server_now(&self.client));
-        let task: Arc<Mutex<Option<Upid>>> = Arc::default();
+        let request = Arc::<Mutex<Request>>::default();
         let removal = Removal {
             vm: vm.clone(),
             run: run.id.clone(),
-            task: Arc::clone(&task),
+            request: Arc::clone(&request),
             journal: Arc::clone(&self.journal),
             keeper: self.keeper.clone(),
             picture: run.path(format!("{}.png", purpose.name)),
@@ -178,7 +231,7 @@ impl Cluster<'_> {
             format!("forge leftovers --on {} --run {} --remove", self.plan.builder.name, run.id),
             move |ending| removal.undo(ending),
         );
-        Ok(Claim { vm, marks, undo, task })
+        Ok(Claim { vm, marks, undo, request })
     }
 
     /// Returns where people see a VM's screen.
@@ -191,7 +244,7 @@ impl Cluster<'_> {
 struct Removal {
     vm: Vm,
     run: String,
-    task: Arc<Mutex<Option<Upid>>>,
+    request: Arc<Mutex<Request>>,
     journal: Arc<super::journal::Journal>,
     keeper: Keeper,
     picture: std::path::PathBuf,
@@ -200,17 +253,32 @@ struct Removal {
 
 impl Removal {
     async fn undo(self, ending: Ending) -> anyhow::Result<Undone> {
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(upid) = task {
+        let request = std::mem::take(&mut *self.request.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Request::Task(upid) = &request
+            // One that no answer has named may be another machine's.
+            && !upid.is_found()
             // A copy may take long: what it has made so far goes with it.
-            if matches!(self.vm.client().task_state(&upid).await, Ok(TaskState::Running)) {
-                self.vm.client().stop_task(&upid).await?;
-            }
+            && matches!(self.vm.client().task_state(upid).await, Ok(TaskState::Running))
+        {
+            self.vm.client().stop_task(upid).await?;
         }
-        let config = settled(&self.vm).await?;
-        let Some(config) = config.filter(|config| is_own(config, self.vm.vmid(), &self.run)) else {
-            self.journal.close(self.vm.vmid())?;
-            return Ok(Undone::Nothing);
+        let config = match settled(&self.vm).await? {
+            Some(config) if is_own(&config, self.vm.vmid(), &self.run) => config,
+            left => {
+                // What may still be made, or still is, stays in the journal for `forge leftovers`.
+                let is_over = match left {
+                    None => match request {
+                        Request::Open => false,
+                        Request::Refused => true,
+                        Request::Task(upid) => !upid.is_found(),
+                    },
+                    Some(config) => !is_being_made(&config),
+                };
+                if is_over {
+                    self.journal.close(self.vm.vmid())?;
+                }
+                return Ok(Undone::Nothing);
+            }
         };
         if ending == Ending::Failed {
             // Evidence, as far as it can be had.
@@ -255,12 +323,26 @@ impl Removal {
     }
 }
 
-/// Writes another state into a VM's marks and tags.
+/// Changes a VM as soon as nothing else holds it. A lost answer does not matter: the same is set again.
+pub(super) async fn set(vm: &Vm, change: &ConfigChange) -> Result<(), Error> {
+    let again = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::NotDone) }) };
+    settle(vm.client(), &|| Box::pin(vm.set(change)), &again).await
+}
+
+/// Writes another state into a VM's marks and, as far as that is allowed, its tags.
 pub(super) async fn mark(vm: &Vm, config: &VmConfig, state: State) -> Result<(), Error> {
     let description = config.get("description").unwrap_or_default();
-    let Some(marks) = Marks::read(description) else { return Ok(()) };
-    let marks = Marks { state, ..marks };
-    vm.set(&ConfigChange::set([("description", marks.in_description(description))])).await
+    let Some(old) = Marks::read(description) else { return Ok(()) };
+    let new = Marks { state, ..old.clone() };
+    let mut tags = config.tags();
+    old.tags().iter().for_each(|tag| _ = tags.remove(tag));
+    tags.extend(new.tags());
+    let tags = ("tags", tags.into_iter().collect::<Vec<_>>().join(";"));
+    let described = ("description", new.in_description(description));
+    match set(vm, &ConfigChange::set([described.clone(), tags])).await {
+        Err(Error::Forbidden { .. }) => set(vm, &ConfigChange::set([described])).await,
+        result => result,
+    }
 }
 
 /// Tells whether a configuration bears the marks that this run has put there.
@@ -272,46 +354,55 @@ pub(super) fn is_own(config: &VmConfig, vmid: Vmid, run: &str) -> bool {
     })
 }
 
+/// Tells whether the VM's create or clone task has not ended, or has died.
+pub(super) fn is_being_made(config: &VmConfig) -> bool {
+    matches!(config.lock(), Some("create" | "clone"))
+}
+
 /// Returns a VM's configuration once nothing makes it any more; nothing when there is none.
 async fn settled(vm: &Vm) -> Result<Option<VmConfig>, Error> {
     let deadline = Instant::now() + REMOVAL;
     loop {
-        let config = match vm.config().await {
-            Err(error) if error.is_not_found() => return Ok(None),
-            config => config?,
-        };
-        match config.lock() {
-            Some("create" | "clone") if Instant::now() < deadline => sleep(vm.client().pace().task_max).await,
-            _ => return Ok(Some(config)),
+        let config = config(vm).await?;
+        if !config.as_ref().is_some_and(is_being_made) || Instant::now() >= deadline {
+            return Ok(config);
         }
+        sleep(vm.client().pace().task_max).await;
     }
+}
+
+/// Returns [`Error::Taken`] for what says in other words that a VMID is somebody's.
+fn as_taken(error: Error, vmid: Vmid) -> Error {
+    match error {
+        // Whoever takes it just now holds its lock file.
+        Error::Busy { what, message, .. } if message.starts_with("unable to create ") => {
+            Error::Taken { what, message }
+        }
+        // A clone's VMID is taken in its task.
+        Error::TaskFailed { upid, exitstatus, .. } if says_taken(&exitstatus, vmid) => {
+            Error::Taken { what: format!("task {upid}"), message: exitstatus }
+        }
+        error => error,
+    }
+}
+
+fn says_taken(text: &str, vmid: Vmid) -> bool {
+    text.contains(&format!("unable to create VM {vmid}: config file already exists"))
+        || ["VM", "CT"].iter().any(|kind| text.contains(&format!("{kind} {vmid} already exists")))
+}
+
+fn gone(vmid: Vmid) -> Failure {
+    let error = anyhow!("VM {vmid} is not there, though the task that was to make it has ended well");
+    Failure::new(Kind::Infrastructure, error)
 }
 
 /// Stops and destroys a VM that bears that run's marks.
 async fn remove(vm: &Vm, run: &str) -> anyhow::Result<()> {
-    let client = vm.client();
-    match vm.config().await {
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(error.into()),
-        Ok(config) if !is_own(&config, vm.vmid(), run) => {
+    match destroy_if(vm, REMOVAL, &|config| is_own(config, vm.vmid(), run)).await? {
+        Destroyed::Gone => Ok(()),
+        Destroyed::NotOurs => {
             bail!("VM {} bears no marks of the run {run}: it may be somebody else's", vm.vmid())
         }
-        Ok(_) => {}
-    }
-    if vm.status().await?.is_running() {
-        let stop = async || {
-            let upid = vm.stop().await?;
-            client.wait(&upid, HELD, None).await
-        };
-        client.when_free(HELD, &|| Box::pin(stop())).await?;
-    }
-    let destroy = async || {
-        let upid = vm.destroy().await?;
-        client.wait(&upid, REMOVAL, None).await
-    };
-    match client.when_free(HELD, &|| Box::pin(destroy())).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(()),
     }
 }
 
@@ -412,6 +503,34 @@ mod tests {
             (config(None, UUID), 9000, "r1", false),
         ] {
             assert_eq!(is_own(&config, vmid(number), run), expected, "{number} {run}");
+        }
+    }
+
+    fn task_failed(exitstatus: &str) -> Error {
+        let upid = "UPID:asgard:0012D687:05F5E0FF:68E77800:qmclone:9000:forge@pve!ci:".parse().unwrap();
+        Error::TaskFailed { upid: Box::new(upid), exitstatus: exitstatus.to_owned(), log: Vec::new() }
+    }
+
+    fn busy(message: &str) -> Error {
+        Error::Busy { what: "POST".to_owned(), message: message.to_owned(), lock: None }
+    }
+
+    #[test]
+    fn a_vmid_is_taken_in_many_words() {
+        let lock = "can't lock file '/var/lock/qemu-server/lock-9001.conf' - got timeout";
+        for (error, expected) in [
+            (busy(&format!("unable to create VM 9001 - {lock}")), true),
+            (busy(lock), false),
+            (task_failed("unable to create VM 9001: config file already exists"), true),
+            (task_failed("clone failed: VM 9001 already exists on node 'midgard'"), true),
+            (task_failed("unable to create CT 9001 - CT 9001 already exists on node 'asgard'"), true),
+            (task_failed("VM 90010 already exists on node 'asgard'"), false),
+            (task_failed("cannot create 'rpool/data/vm-9001-disk-0': dataset already exists"), false),
+            (task_failed(lock), false),
+        ] {
+            let text = error.to_string();
+            let is_taken = matches!(as_taken(error, vmid(9001)), Error::Taken { .. });
+            assert_eq!(is_taken, expected, "{text}");
         }
     }
 

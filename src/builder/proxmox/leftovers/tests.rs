@@ -235,7 +235,8 @@ impl World {
             ),
             ("GET", [.., "config"], Some(vmid)) => (200, json!(vms[&vmid].values)),
             ("GET", [.., "status", "current"], Some(vmid)) => {
-                let status = vms[&vmid].get("test-status").unwrap_or("stopped");
+                let status = vms[&vmid].get("test-status").filter(|status| *status == "running");
+                let status = status.unwrap_or("stopped");
                 (200, json!({ "vmid": vmid, "status": status }))
             }
             ("POST", [.., "status", "stop"], Some(vmid)) => {
@@ -243,7 +244,8 @@ impl World {
                 (200, json!(upid("qmstop", vmid, NOW).to_string()))
             }
             ("DELETE", ["nodes", _, "qemu", _], Some(vmid)) => {
-                if vms[&vmid].get("test-status").is_some() {
+                if let Some(status) = vms.get_mut(&vmid).unwrap().values.get_mut("test-status") {
+                    "running".clone_into(status);
                     return (500, json!(format!("VM {vmid} is running - destroy failed")));
                 }
                 vms.remove(&vmid);
@@ -333,9 +335,21 @@ async fn a_vm_that_changes_hands_between_stop_and_destroy_survives() {
     let (fake, _) = serve(&world).await;
     let vm = fake.client.vm(&"asgard".parse().unwrap(), vmid(9000));
     let ours = |config: &VmConfig| config.get("test-status").is_some();
-    let became = destroy_if(&vm, Duration::from_secs(5), ours).await.unwrap();
+    let became = destroy_if(&vm, Duration::from_secs(5), &ours).await.unwrap();
     assert_eq!((became, world.left()), (Destroyed::NotOurs, vec![9000]));
     assert_eq!(fake.changes(), ["POST /nodes/asgard/qemu/9000/status/stop"]);
+}
+
+#[tokio::test]
+async fn a_vm_that_is_just_starting_is_stopped_once_it_runs() {
+    // QEMU is there when the destroy's turn comes: the status has said `stopped` until then.
+    let world = World::new([(9000, vm_config(UUID, None, &[("test-status", "starting")]))]);
+    let (fake, _) = serve(&world).await;
+    let vm = fake.client.vm(&"asgard".parse().unwrap(), vmid(9000));
+    let became = destroy_if(&vm, Duration::from_secs(5), &|_| true).await.unwrap();
+    assert_eq!((became, world.left()), (Destroyed::Gone, vec![]));
+    let destroy = "DELETE /nodes/asgard/qemu/9000?purge=1";
+    assert_eq!(fake.changes(), [destroy, "POST /nodes/asgard/qemu/9000/status/stop", destroy]);
 }
 
 #[tokio::test]
