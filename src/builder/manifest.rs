@@ -79,6 +79,15 @@ pub(super) fn manifest(
     }
 }
 
+/// Writes the manifest and the logs into a folder.
+pub(super) fn write(manifest: &Manifest, run: &Run, folder: &Path) -> Result<(), Failure> {
+    copy_logs(&run.folder, &folder.join("logs")).kind(Kind::Infrastructure)?;
+    let mut text =
+        serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
+    text.push(b'\n');
+    write_whole(&folder.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)
+}
+
 /// Writes the manifest and the logs, and puts the artifact into its place.
 pub(super) fn finish(
     manifest: &Manifest,
@@ -86,12 +95,7 @@ pub(super) fn finish(
     workspace: &Workspace,
     staging: &Staging,
 ) -> Result<(), Failure> {
-    let logs = staging.partial.join("logs");
-    copy_logs(&run.folder, &logs).kind(Kind::Infrastructure)?;
-    let mut text =
-        serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
-    text.push(b'\n');
-    write_whole(&staging.partial.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)?;
+    write(manifest, run, &staging.partial)?;
     staging.commit().kind(Kind::Infrastructure)?;
     Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)
 }

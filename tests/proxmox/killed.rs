@@ -1,5 +1,6 @@
 //! A build that is killed at the start of each step, and what `forge leftovers` makes of it.
 
+use std::fs;
 use std::sync::Mutex;
 use std::thread;
 
@@ -39,6 +40,8 @@ fn a_promotion_that_is_killed_leaves_its_candidate_alone() {
     let vmids = node.vmids();
     assert_eq!(vmids.len(), 1, "{vmids:?}");
     assert_ne!(vmids[0], TEMPLATE);
+    let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["place"]["vmid"].to_string(), vmids[0], "what stays is named by a manifest");
 }
 
 fn kill_at(step: &str) {

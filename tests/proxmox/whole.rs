@@ -54,6 +54,8 @@ fn a_promotion_makes_the_template_once_and_the_next_build_uses_the_media_again()
     node.start(&["--promote"]).finish().assert_code(0);
     assert_eq!(node.vmids().len(), 2);
     assert_is_template(&node, TEMPLATE, "mini", "stable");
+    let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["place"]["vmid"].to_string(), TEMPLATE, "the manifest is written anew");
     assert_requests_are_well(&node.simulator.requests());
 
     let (world, asked) = (node.world(), node.simulator.requests().len());

@@ -145,16 +145,15 @@ impl Cluster<'_> {
         Err(Failure::new(Kind::Infrastructure, error))
     }
 
-    /// Marks the template as a proven candidate, which stays, and returns its place.
+    /// Marks the template as a proven candidate and returns its place.
     pub(super) async fn mark_as_proven(
         &self,
-        own: OwnVm,
+        own: &OwnVm,
         draft: &Draft,
         checks: &[CheckResult],
         step: &Step<'_>,
     ) -> Result<Place, Failure> {
-        let place = self.label(&own, draft, &draft.name, State::Candidate, checks, step).await?;
-        own.hand_over(self, step.run())?;
+        let place = self.label(own, draft, &draft.name, State::Candidate, checks, step).await?;
         step.note(format!("{} is the proven candidate, VM {} on {}", place.name, place.vmid, place.node));
         Ok(place)
     }

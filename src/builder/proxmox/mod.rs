@@ -1,9 +1,9 @@
 //! The Proxmox builder: a VM on a node, from the installer medium to a proven template.
 //!
 //! ```text
-//! preflight ─► seed ─► media ─► create ─► install ──────► boot ─► steps ─► checks ─► seal ─► template ─► prove ─► artifact
-//!                               VMID by    ends by         media              power-off  cloud-init,  a clone   manifest,
-//!                               trying     power-off       detached                      converted    of it     promotion
+//! preflight ─► seed ─► media ─► create ─► install ──────► boot ─► steps ─► checks ─► seal ─► template ─► prove ─► artifact ─► promotion
+//!                               VMID by    ends by         media              power-off  cloud-init,  a clone   manifest
+//!                               trying     power-off       detached                      converted    of it
 //! ```
 //!
 //! Everything that is made on the node is written into the run's journal first, bears the run's marks,
@@ -47,7 +47,7 @@ use self::vm::{OwnVm, Purpose};
 use super::guest::{Facts, Guest, title};
 use super::inputs::{ANSWERS, Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
-use super::manifest::{Product, finish, git_revision, manifest};
+use super::manifest::{Product, finish, git_revision, manifest, write};
 use super::proof::Drive;
 use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper, Patience, machine_folder, proof, show_console};
@@ -145,33 +145,39 @@ pub async fn build(
             .await?;
         checks.extend(results);
     }
-    let mut place = run
+    let place = run
         .step("candidate", "marking the template as proven", Worker::Node, async |step| {
-            cluster.mark_as_proven(own, &draft, &checks, step).await
+            cluster.mark_as_proven(&own, &draft, &checks, step).await
+        })
+        .await?;
+    let mut manifest = run
+        .step("artifact", "writing the manifest", Worker::Forge, async |step| {
+            let builder = artifact::BuilderInfo {
+                name: plan.builder.name.clone(),
+                accelerator: if plan.builder.profile.machine.kvm == Some(false) { "tcg" } else { "kvm" }
+                    .to_owned(),
+                overrides: hardware::shown_overrides(plan),
+            };
+            cluster.tell_requests(step)?;
+            let inputs = media.into_iter().map(|medium| medium.input).collect();
+            let revision = git_revision(&plan.root).await;
+            let product = Product::Template(place.clone());
+            let manifest = manifest(plan, builder, run, inputs, product, checks, facts, revision);
+            finish(&manifest, run, workspace, &staging)?;
+            // Not before: what stays on the node names a manifest, which has to be there.
+            own.hand_over(&cluster, run)?;
+            Ok(manifest)
         })
         .await?;
     if options.promote {
-        place = run
-            .step("promote", "making it the template that users clone", Worker::Node, async |step| {
-                cluster.promote(&place, &draft, &checks, step).await
-            })
-            .await?;
+        run.step("promote", "making it the template that users clone", Worker::Node, async |step| {
+            let place = cluster.promote(&place, &draft, &manifest.checks, step).await?;
+            cluster.tell_requests(step)?;
+            (manifest.place, manifest.spans) = (Some(place), run.spans());
+            write(&manifest, run, &staging.final_path)
+        })
+        .await?;
     }
-    run.step("artifact", "writing the manifest", Worker::Forge, async |step| {
-        let builder = artifact::BuilderInfo {
-            name: plan.builder.name.clone(),
-            accelerator: if plan.builder.profile.machine.kvm == Some(false) { "tcg" } else { "kvm" }
-                .to_owned(),
-            overrides: hardware::shown_overrides(plan),
-        };
-        cluster.tell_requests(step)?;
-        let inputs = media.into_iter().map(|medium| medium.input).collect();
-        let revision = git_revision(&plan.root).await;
-        let product = Product::Template(place);
-        let manifest = manifest(plan, builder, run, inputs, product, checks, facts, revision);
-        finish(&manifest, run, workspace, &staging)
-    })
-    .await?;
     Ok(staging.final_path)
 }
 
