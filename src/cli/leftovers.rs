@@ -110,12 +110,13 @@ fn human(told: &[Told], args: &Args) -> String {
             None if *is_removed => format!("removed ({})", leftover.why),
             None => leftover.why.clone(),
         };
-        let Leftover { vmid, node, name, run, .. } = leftover;
-        vec![vmid.to_string(), node.clone(), dash(name), dash(run), what]
+        let Leftover { vmid, volume, node, name, run, .. } = leftover;
+        let (vmid, name) = (vmid.map(|vmid| vmid.to_string()), name.clone().or_else(|| volume.clone()));
+        vec![dash(&vmid), node.clone(), dash(&name), dash(run), what]
     };
     let rows: Vec<_> = std::iter::once(title).chain(told.iter().map(row)).collect();
     let advice = told.iter().filter_map(|told| {
-        told.leftover.advice.as_ref().map(|advice| format!("{}: {advice}\n", told.leftover.vmid))
+        told.leftover.advice.as_ref().map(|advice| format!("{}: {advice}\n", told.leftover.called()))
     });
     let mut text = columns(&rows);
     text.extend(advice);
@@ -145,7 +146,7 @@ fn verdict(told: Vec<Told>, args: &Args) -> Result<(), Failure> {
     let left: Vec<String> = told
         .iter()
         .filter(|told| args.remove && !told.is_removed)
-        .map(|told| told.leftover.vmid.to_string())
+        .map(|told| told.leftover.called())
         .collect();
     if left.is_empty() {
         return Ok(());
@@ -168,7 +169,8 @@ mod tests {
 
     fn told(vmid: u32, removable: bool, is_removed: bool, failure: Option<Failure>) -> Told {
         let leftover = Leftover {
-            vmid: Vmid::new(vmid).unwrap(),
+            vmid: Vmid::new(vmid),
+            volume: None,
             node: "asgard".into(),
             name: Some("pkr-ubuntu".into()),
             run: removable.then(|| "r1".to_owned()),

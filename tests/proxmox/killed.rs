@@ -21,7 +21,7 @@ fn what_a_killed_build_leaves_is_removed_whole_in_each_step() {
             scope.spawn(|| {
                 loop {
                     let Some(step) = steps.lock().unwrap().next() else { return };
-                    kill_at(step);
+                    kill_at(step, &[]);
                 }
             });
         }
@@ -44,10 +44,17 @@ fn a_promotion_that_is_killed_leaves_its_candidate_alone() {
     assert_eq!(manifest["place"]["vmid"].to_string(), vmids[0], "what stays is named by a manifest");
 }
 
-fn kill_at(step: &str) {
+#[test]
+fn answers_on_a_volume_do_not_outlive_a_killed_build() {
+    for step in ["create", "install"] {
+        kill_at(step, &["--var", "transport=cdrom", "--var", "fetch=1s"]);
+    }
+}
+
+fn kill_at(step: &str, args: &[&str]) {
     let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
     let before = node.world();
-    let mut build = node.start(&[]);
+    let mut build = node.start(args);
     build.wait_for_step(step);
     drop(build);
     // Once the template is a proven candidate it is no leftover; that is what `candidate` makes of it, so

@@ -7,6 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use forge::builder::proxmox::access::{self, Place};
+use forge::definition::ProxmoxProfile;
+use pve_sim::{AclSpec, TokenSpec, UserSpec, WorldSpec};
+use serde_json::Value;
+
 use crate::node::{Node, Setting};
 
 fn node() -> Node {
@@ -69,11 +74,81 @@ fn a_medium_that_the_node_cannot_get_is_fetched_here() {
     assert!(taken.load(Ordering::SeqCst) >= 1);
 }
 
+const CDROM: &[&str] = &["--var", "transport=cdrom", "--var", "fetch=1s"];
+
+/// Returns the volumes that the only run's journal has open.
+fn open_volumes(node: &Node) -> Value {
+    let text = fs::read_to_string(node.root.evidence().join("proxmox.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["volumes"].clone()
+}
+
+/// Returns a cluster whose only token has exactly what the documented commands give.
+fn world(uploads_answers: bool) -> WorldSpec {
+    let profile = ProxmoxProfile { node: "asgard".to_owned(), ..ProxmoxProfile::default() };
+    let needs = access::needs(&Place {
+        profile: &profile,
+        node: Some("asgard"),
+        scratch: 8000,
+        templates: &[9000],
+        agent: &["VM.Monitor"],
+        is_vnet: false,
+        uploads_answers,
+    });
+    let (user, token) = ("forge@pve".to_owned(), "forge@pve!forge".to_owned());
+    let mut world = WorldSpec {
+        users: vec![UserSpec { id: user.clone(), password: None, disabled: false }],
+        tokens: vec![TokenSpec {
+            id: token.clone(),
+            secret: "11111111-2222-4333-8444-555555555555".to_owned(),
+            privsep: true,
+            expire: 0,
+            comment: None,
+        }],
+        ..WorldSpec::default()
+    };
+    for need in needs {
+        let privileges = need.privileges.iter().map(ToString::to_string);
+        world.roles.entry(need.role.to_owned()).or_default().extend(privileges);
+        let acl = |who: &String| AclSpec {
+            path: need.grant_at.clone(),
+            who: who.clone(),
+            role: need.role.to_owned(),
+        };
+        world.acls.extend([&user, &token].map(acl));
+    }
+    for privileges in world.roles.values_mut() {
+        privileges.sort();
+        privileges.dedup();
+    }
+    world
+}
+
+#[test]
+fn a_token_with_exactly_the_documented_rights_builds_and_removes_its_answers() {
+    for (uploads_answers, stays) in [(true, 0), (false, 1)] {
+        let node = Node::new(&Setting {
+            proof: "config_drive = false".into(),
+            world: Some(world(uploads_answers)),
+            ..Setting::default()
+        });
+        let ended = node.start(CDROM).finish();
+        ended.assert_code(0);
+        let warned = ended.stdout.contains("stays there");
+        assert_eq!(warned, !uploads_answers, "it is told before anything is made: {}", ended.stdout);
+        let files = node.simulator.dump()["files"].clone();
+        let seeds = files.as_array().unwrap().iter();
+        let seeds = seeds.filter(|file| file["volid"].as_str().unwrap().contains("forge-seed-"));
+        assert_eq!(seeds.count(), stays, "{files:#}");
+        assert_eq!(open_volumes(&node).as_array().map_or(0, Vec::len), stays);
+    }
+}
+
 #[test]
 fn answers_on_a_volume_leave_neither_a_serial_number_nor_the_volume() {
     let node = node();
-    let ended = node.start(&["--var", "transport=cdrom", "--var", "fetch=1s"]).finish();
+    let ended = node.start(CDROM).finish();
     ended.assert_code(0);
+    assert_eq!(open_volumes(&node), Value::Null, "the journal has it no more");
     let requests = node.simulator.requests();
     let created = requests.iter().find(|it| it.method == "POST" && it.path.ends_with("/qemu")).unwrap();
     let smbios = created.params["smbios1"].as_str().unwrap();

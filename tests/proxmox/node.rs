@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pve_sim::machine::Qemu;
-use pve_sim::{Options, Rule, Simulator};
+use pve_sim::{Options, Rule, Simulator, WorldSpec};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -40,6 +40,8 @@ pub(crate) struct Setting {
     pub(crate) rules: Vec<Rule>,
     /// How many times faster time runs.
     pub(crate) faster: Option<u32>,
+    /// What the cluster starts with.
+    pub(crate) world: Option<WorldSpec>,
 }
 
 /// A simulated node with a root beside it.
@@ -61,6 +63,7 @@ impl Node {
         options.hypervisor = Arc::new(Qemu::default());
         options.qemu = root.path("bin/qemu");
         options.faults.clone_from(&setting.rules);
+        options.world = setting.world.clone().unwrap_or_default();
         let wrapper = format!(
             "#!/bin/sh\nFORGE_FAKE={} FORGE_FAKE_NOTES={} FORGE_FAKE_SSH={} exec \
              {}/tests/fake/qemu-system-x86_64 \"$@\"\n",

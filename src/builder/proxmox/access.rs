@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::definition::ProxmoxProfile;
 
 /// What is done with VMs; the agent's come on top, see [`crate::pve::Version::agent_privileges`].
-const VM: [&str; 13] = [
+pub(super) const VM: [&str; 13] = [
     "VM.Allocate",
     "VM.Audit",
     "VM.Clone",
@@ -32,6 +32,7 @@ const VM_ROLE: &str = "ForgeVM";
 const STORAGE_ROLE: &str = "ForgeStorage";
 const NETWORK_ROLE: &str = "ForgeNetwork";
 const NODE_ROLE: &str = "ForgeNode";
+const SEED_ROLE: &str = "ForgeSeed";
 
 /// The user and the token that the commands make where there is none yet.
 const NEW_USER: &str = "forge@pve";
@@ -90,12 +91,14 @@ pub struct Place<'a> {
     pub agent: &'static [&'static str],
     /// Whether the bridge is a virtual network, whose zone only its administrator knows.
     pub is_vnet: bool,
+    /// Whether a template's answers are uploaded (`seed.transport = "cdrom"`), and removed in the end.
+    pub uploads_answers: bool,
 }
 
 /// Returns what must be held.
 #[must_use]
 pub fn needs(place: &Place<'_>) -> Vec<Need> {
-    let Place { profile, node, scratch, templates, agent, is_vnet } = place;
+    let Place { profile, node, scratch, templates, agent, is_vnet, uploads_answers } = place;
     let pool = profile.pool.as_ref().map(|pool| format!("/pool/{pool}"));
     let vms_at = pool.clone().unwrap_or_else(|| "/vms".to_owned());
     let vm = |vmid: u32, privileges: Vec<&'static str>, without, is_vital| Need {
@@ -127,6 +130,11 @@ pub fn needs(place: &Place<'_>) -> Vec<Need> {
     needs.extend(storages(profile).into_iter().map(|(id, privileges)| {
         on(format!("/storage/{id}"), &privileges, STORAGE_ROLE, "no build is possible", true)
     }));
+    if *uploads_answers {
+        let path = format!("/storage/{}", profile.iso_storage);
+        let without = "a volume with a build's answers (`transport = \"cdrom\"`) stays there";
+        needs.push(on(path, &["Datastore.Allocate"], SEED_ROLE, without, false));
+    }
     if !is_vnet {
         let vlan = profile.vlan.map(|vlan| format!("/{vlan}")).unwrap_or_default();
         let path = format!("/sdn/zones/localnetwork/{}{vlan}", profile.bridge);
@@ -189,11 +197,12 @@ pub fn commands(who: Option<&str>, needs: &[Need], rights: &Rights, roles: &BTre
 
 /// Returns the commands that make a token and give it everything, before anything is known of the cluster.
 #[must_use]
-pub fn setup(profile: &ProxmoxProfile, templates: &[u32]) -> Vec<String> {
+pub fn setup(profile: &ProxmoxProfile, templates: &[u32], uploads_answers: bool) -> Vec<String> {
     let scratch = profile.vmids.split('-').next().and_then(|first| first.parse().ok()).unwrap_or(100);
     let node = (profile.node != "auto").then_some(profile.node.as_str());
     let agent = &["VM.GuestAgent.Unrestricted"];
-    let needs = needs(&Place { profile, node, scratch, templates, agent, is_vnet: false });
+    let is_vnet = false;
+    let needs = needs(&Place { profile, node, scratch, templates, agent, is_vnet, uploads_answers });
     let mut commands = commands(None, &needs, &Rights::new(), &BTreeSet::new());
     commands.insert(0, "# on Proxmox VE 8 write VM.Monitor instead of VM.GuestAgent.Unrestricted".to_owned());
     commands
@@ -216,7 +225,15 @@ mod tests {
     const AGENT_8: &[&str] = &["VM.Monitor"];
 
     fn place<'a>(profile: &'a ProxmoxProfile, templates: &'a [u32]) -> Place<'a> {
-        Place { profile, node: Some("asgard"), scratch: 9000, templates, agent: AGENT_8, is_vnet: false }
+        Place {
+            profile,
+            node: Some("asgard"),
+            scratch: 9000,
+            templates,
+            agent: AGENT_8,
+            is_vnet: false,
+            uploads_answers: false,
+        }
     }
 
     fn held(needs: &[Need]) -> Rights {
@@ -262,6 +279,20 @@ mod tests {
         assert_eq!(
             storages[0].privileges,
             ["Datastore.AllocateSpace", "Datastore.Audit", "Datastore.AllocateTemplate"]
+        );
+    }
+
+    #[test]
+    fn answers_on_a_volume_need_what_removes_them() {
+        let profile = ProxmoxProfile::default();
+        let needs = needs(&Place { uploads_answers: true, ..place(&profile, &[]) });
+        let rights = held(&needs.iter().filter(|need| need.role != SEED_ROLE).cloned().collect::<Vec<_>>());
+        assert_eq!(
+            commands(Some("root@pam"), &needs, &rights, &BTreeSet::new()),
+            [
+                "pveum role add ForgeSeed --privs \"Datastore.Allocate\"",
+                "pveum acl modify /storage/local --users root@pam --roles ForgeSeed",
+            ]
         );
     }
 

@@ -9,7 +9,7 @@
 //!
 //! Two things make a VM a leftover: its marks (see [`marks::is_leftover`]), or the journal of a dead run
 //! here together with the run's id or the UUID read back from the VM. Media named by their digest are a
-//! cache and stay.
+//! cache and stay; a volume with a run's answers is a leftover by that run's journal.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::destroy::{Destroyed, config, destroy_if};
-use super::journal::{self, Entry};
+use super::journal::{self, Entry, Found, Volume};
 use super::marks::{self, Marks, State};
 use super::vm::is_being_made;
 use super::{process, site, survey};
 use crate::definition::ProxmoxProfile;
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::pve::{Client, Error, Guest, NodeName, TaskFilter, TaskState, Upid, Vm, VmConfig, Vmid};
+use crate::pve::{Client, Error, Guest, NodeName, Storage, TaskFilter, TaskState, Upid, Vm, VmConfig, Vmid};
 
 /// How long after a run wrote a VM down its request may still be at the server.
 const IN_FLIGHT_SECONDS: i64 = 120;
@@ -208,8 +208,10 @@ fn judge_unfinished(vmid: Vmid, config: &VmConfig, known: &Circumstances, claim:
 /// Something that a dead run has left, as it is told.
 #[derive(Debug, Clone, Serialize)]
 pub struct Leftover {
-    /// Its VMID.
-    pub vmid: Vmid,
+    /// Its VMID, where it is a VM.
+    pub vmid: Option<Vmid>,
+    /// Its name on the node's storages, where it is a volume.
+    pub volume: Option<String>,
     /// Its node.
     pub node: String,
     /// Its name.
@@ -226,6 +228,29 @@ pub struct Leftover {
     pub removable: bool,
     /// What to do, where it cannot.
     pub advice: Option<String>,
+}
+
+impl Leftover {
+    /// Returns what it is called by: its VMID, or its name on the node's storages.
+    #[must_use]
+    pub fn called(&self) -> String {
+        self.vmid.map(|vmid| vmid.to_string()).or_else(|| self.volume.clone()).unwrap_or_default()
+    }
+
+    fn of_volume(run: &str, volume: &Volume) -> Self {
+        Self {
+            vmid: None,
+            volume: Some(volume.volid.clone()),
+            node: volume.node.clone(),
+            name: None,
+            run: Some(run.to_owned()),
+            template: None,
+            state: None,
+            why: "the answers for its installer; its run is dead".to_owned(),
+            removable: true,
+            advice: None,
+        }
+    }
 }
 
 /// Looks for leftovers.
@@ -263,6 +288,11 @@ impl<'a> Search<'a> {
             found.extend(self.told(guest, &config, verdict));
         }
         found.sort_by_key(|leftover| leftover.vmid);
+        for (run, volume) in self.volumes().kind(Kind::Infrastructure)? {
+            if self.run.is_none_or(|wanted| run == wanted) && self.is_there(&volume).await? {
+                found.push(Leftover::of_volume(&run, &volume));
+            }
+        }
         Ok(found)
     }
 
@@ -271,8 +301,11 @@ impl<'a> Search<'a> {
     /// # Errors
     /// When it is none any more, when something holds it, or when Proxmox refuses.
     pub async fn remove(&self, leftover: &Leftover) -> Result<(), Failure> {
-        let vm = self.vm(&leftover.node, leftover.vmid).context("its node has a strange name");
-        let vm = vm.kind(Kind::Infrastructure)?;
+        if let Some(volid) = &leftover.volume {
+            return self.remove_volume(&leftover.node, volid).await;
+        }
+        let vm = leftover.vmid.and_then(|vmid| self.vm(&leftover.node, vmid));
+        let vm = vm.context("its node has a strange name").kind(Kind::Infrastructure)?;
         let limit = self.profile.task_timeout.duration();
         let deadline = Instant::now() + limit;
         loop {
@@ -325,7 +358,35 @@ impl<'a> Search<'a> {
                 self.forget(vmid)?;
             }
         }
+        for (_, volume) in self.volumes().kind(Kind::Infrastructure)? {
+            if now - volume.begun > IN_FLIGHT_SECONDS && !self.is_there(&volume).await? {
+                self.forget_volume(&volume.volid)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Returns the volumes of dead runs, each with its run.
+    fn volumes(&self) -> anyhow::Result<Vec<(String, Volume)>> {
+        let ours = |found: &Found| !found.is_alive && found.record.is_of(&self.profile.endpoints);
+        let dead = journal::find(self.root)?.into_iter().filter(ours).map(|found| found.record);
+        Ok(dead
+            .flat_map(|record| record.volumes.into_iter().map(move |volume| (record.run.clone(), volume)))
+            .collect())
+    }
+
+    async fn is_there(&self, volume: &Volume) -> Result<bool, Failure> {
+        let Some(storage) = self.storage(&volume.node, &volume.volid) else { return Ok(false) };
+        Ok(storage.volume(&volume.volid).await.map_err(site::failed)?.is_some())
+    }
+
+    async fn remove_volume(&self, node: &str, volid: &str) -> Result<(), Failure> {
+        let storage = self.storage(node, volid).context("its node or storage has a strange name");
+        let storage = storage.kind(Kind::Infrastructure)?;
+        let upid = storage.delete(volid).await.map_err(site::failed)?;
+        let limit = self.profile.task_timeout.duration();
+        self.client.wait(&upid, limit, None).await.map_err(site::failed)?;
+        self.forget_volume(volid)
     }
 
     async fn look(&self) -> Result<(Vec<Guest>, Circumstances), Failure> {
@@ -376,6 +437,11 @@ impl<'a> Search<'a> {
         Some(self.client.vm(&node.parse().ok()?, vmid))
     }
 
+    fn storage(&self, node: &str, volid: &str) -> Option<Storage> {
+        let id = volid.split_once(':')?.0.parse().ok()?;
+        Some(self.client.storage(&node.parse().ok()?, &id))
+    }
+
     fn told(&self, guest: &Guest, config: &VmConfig, verdict: Verdict) -> Option<Leftover> {
         let marks = config.get("description").and_then(Marks::read).filter(|it| it.vmid == guest.vmid);
         let (run, why, removable, advice) = match verdict {
@@ -397,7 +463,8 @@ impl<'a> Search<'a> {
             return None;
         }
         Some(Leftover {
-            vmid: guest.vmid,
+            vmid: Some(guest.vmid),
+            volume: None,
             node: guest.node.clone(),
             name: config.get("name").map(str::to_owned).or_else(|| guest.name.clone()),
             run,
@@ -424,9 +491,18 @@ impl<'a> Search<'a> {
     }
 
     fn forget(&self, vmid: Vmid) -> Result<(), Failure> {
+        self.strike_out(|found| found.close(vmid))
+    }
+
+    fn forget_volume(&self, volid: &str) -> Result<(), Failure> {
+        self.strike_out(|found| found.close_volume(volid))
+    }
+
+    /// Changes the journals of dead runs.
+    fn strike_out(&self, change: impl Fn(&mut Found) -> anyhow::Result<()>) -> Result<(), Failure> {
         for mut found in journal::find(self.root).kind(Kind::Infrastructure)? {
             if !found.is_alive && found.record.is_of(&self.profile.endpoints) {
-                found.close(vmid).kind(Kind::Infrastructure)?;
+                change(&mut found).kind(Kind::Infrastructure)?;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -254,22 +255,25 @@ impl Cluster<'_> {
             Transport::Http => (format!("forge-stub-{sha256}.iso"), None),
             Transport::Cdrom => {
                 let name = format!("forge-seed-{}.iso", step.run().id);
-                (name.clone(), Some(self.register_seed(&storage, &name, step)))
+                let undo = self.register_seed(&storage, &name, step)?;
+                (name, Some(undo))
             }
         };
         self.upload(&seed.volume, &name, &sha256, content.len() as u64, step).await?;
         Ok(SeedVolume { volid: storage.volid(Content::Iso, &name), own })
     }
 
-    fn register_seed(&self, storage: &Storage, name: &str, step: &Step<'_>) -> UndoId {
+    fn register_seed(&self, storage: &Storage, name: &str, step: &Step<'_>) -> Result<UndoId, Failure> {
         let volid = storage.volid(Content::Iso, name);
+        self.journal.begin_volume(&self.site.node, &volid).kind(Kind::Infrastructure)?;
         let by_hand = format!("pvesm free {volid} (on {})", self.site.node);
         let (storage, client, what) = (storage.clone(), self.client.clone(), format!("the seed {volid}"));
-        step.run().undo(what, by_hand, move |_| async move {
+        let journal = Arc::clone(&self.journal);
+        Ok(step.run().undo(what, by_hand, move |_| async move {
             let upid = storage.delete(&volid).await?;
             client.wait(&upid, Duration::from_secs(25), None).await?;
-            Ok(())
-        })
+            journal.close_volume(&volid)
+        }))
     }
 
     /// Removes a seed's volume that holds answers; what installed from it needs it no more.
@@ -279,11 +283,13 @@ impl Cluster<'_> {
             let upid = self.media_storage().delete(&seed.volid).await?;
             self.client.wait(&upid, self.profile.task_timeout.duration(), None).await
         };
-        if let Err(error) = deleted.await {
-            step.warn(&format!(
+        match deleted.await {
+            Ok(_) => self.journal.close_volume(&seed.volid).kind(Kind::Infrastructure)?,
+            // It stays in the journal, for `forge leftovers`.
+            Err(error) => step.warn(&format!(
                 "the seed {} with this build's answers could not be removed: {error}",
                 seed.volid
-            ));
+            )),
         }
         step.run().forget_undo(undo);
         Ok(())

@@ -266,6 +266,7 @@ async fn reach_cluster<'a>(
         templates: vec![template],
         disk_bytes: plan.machine.disks.iter().map(|disk| u64::from(disk.size_gib) << 30).sum(),
         promotes: options.promote,
+        uploads_answers: plan.definition.seed.transport == Transport::Cdrom,
     };
     let site = site::preflight(&client, &plan.builder.profile, &wish).await?;
     for warning in &site.warnings {

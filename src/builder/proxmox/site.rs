@@ -263,6 +263,7 @@ pub async fn look(client: &Client, profile: &Profile, wish: &Wish) -> Result<Sur
         templates: &wish.templates,
         agent: version.agent_privileges(),
         is_vnet,
+        uploads_answers: wish.uploads_answers,
     });
     let mut rights = Rights::new();
     for path in needs.iter().flat_map(access::Need::paths).collect::<BTreeSet<_>>() {
@@ -423,20 +424,7 @@ mod tests {
 
     /// Answers as a node does on which all is well but for rights on these paths.
     fn answer(request: &str, forbidden: &[&str]) -> Answer {
-        const ALL: [&str; 21] = [
-            "VM.Allocate",
-            "VM.Audit",
-            "VM.Clone",
-            "VM.Config.CDROM",
-            "VM.Config.CPU",
-            "VM.Config.Cloudinit",
-            "VM.Config.Disk",
-            "VM.Config.HWType",
-            "VM.Config.Memory",
-            "VM.Config.Network",
-            "VM.Config.Options",
-            "VM.Console",
-            "VM.PowerMgmt",
+        const OTHERS: [&str; 8] = [
             "VM.Monitor",
             "Datastore.AllocateSpace",
             "Datastore.AllocateTemplate",
@@ -468,9 +456,8 @@ mod tests {
             "GET /access/roles" => json!([{ "roleid": "ForgeVM", "privs": "VM.Audit" }]),
             "GET /access/permissions" => {
                 let asked = query.strip_prefix("path=").unwrap();
-                let held = if forbidden.contains(&asked) { &[][..] } else { &ALL };
-                let held: serde_json::Map<_, _> =
-                    held.iter().map(|name| ((*name).to_owned(), json!(1))).collect();
+                let all = access::VM.iter().chain(&OTHERS).filter(|_| !forbidden.contains(&asked));
+                let held: serde_json::Map<_, _> = all.map(|name| ((*name).to_owned(), json!(1))).collect();
                 json!({ asked: held })
             }
             _ => return (501, json!(format!("Method '{request}' not implemented"))),

@@ -34,6 +34,8 @@ pub struct Wish {
     pub disk_bytes: u64,
     /// Whether it is promoted at once: then the rights for that are needed, too.
     pub promotes: bool,
+    /// Whether its answers are uploaded (`seed.transport = "cdrom"`).
+    pub uploads_answers: bool,
 }
 
 /// Returns the VMIDs that builds may take; a range that is none, which loading refuses, has the least.

@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use super::{Finding, Level, Report};
 use crate::builder::proxmox::survey::Wish;
 use crate::builder::proxmox::{access, site};
-use crate::definition::{Checked, Inputs, Profile, ProxmoxProfile, Root, Secret, check, variable_names};
+use crate::definition::{
+    Checked, Inputs, Profile, ProxmoxProfile, Root, Secret, Transport, check, variable_names,
+};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::pve::{Client, Credentials, Error, Pace, Settings, Trust};
 
@@ -21,7 +23,7 @@ pub(super) fn report(root: &Root, profile: &Profile, inputs: &Inputs) -> Result<
         .build()
         .context("starting the runtime")
         .kind(Kind::Unexpected)?;
-    let wish = Wish { templates: templates(root, inputs), ..Wish::default() };
+    let wish = wish(root, inputs);
     runtime.block_on(look(root, profile, inputs, &wish))
 }
 
@@ -39,18 +41,20 @@ pub(super) fn cannot_build(name: &str, missing: &[&Finding], has_commands: bool)
     }
 }
 
-/// Returns the VMIDs that the templates of a root get; those with errors are `forge validate`'s.
-fn templates(root: &Root, inputs: &Inputs) -> Vec<u32> {
+/// Returns what the templates of a root need; those with errors are `forge validate`'s.
+fn wish(root: &Root, inputs: &Inputs) -> Wish {
     let names = root.templates().unwrap_or_default();
     let variables = names.iter().flat_map(|name| variable_names(root, name)).collect();
-    let vmid = |name: &String| match check(root, name, inputs, &variables) {
-        Ok(Checked::Complete(loaded)) => Some(loaded.shown.template.vmid),
-        _ => None,
-    };
-    let mut vmids: Vec<u32> = names.iter().filter_map(vmid).collect();
-    vmids.sort_unstable();
-    vmids.dedup();
-    vmids
+    let mut wish = Wish::default();
+    for name in &names {
+        if let Ok(Checked::Complete(loaded)) = check(root, name, inputs, &variables) {
+            wish.templates.push(loaded.shown.template.vmid);
+            wish.uploads_answers |= loaded.shown.seed.transport == Transport::Cdrom;
+        }
+    }
+    wish.templates.sort_unstable();
+    wish.templates.dedup();
+    wish
 }
 
 async fn look(root: &Root, profile: &Profile, inputs: &Inputs, wish: &Wish) -> Result<Report, Failure> {
@@ -139,7 +143,7 @@ async fn without_credentials(
     }
     let advice = failure.hints.join("; ");
     report.findings.push(Finding::bad(CREDENTIALS, Level::Missing, failure.to_string(), advice));
-    report.commands = access::setup(place, &wish.templates);
+    report.commands = access::setup(place, &wish.templates, wish.uploads_answers);
     Ok(report)
 }
 

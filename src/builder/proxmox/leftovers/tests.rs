@@ -294,10 +294,13 @@ async fn every_lease_runs_out_and_only_the_dead_runs_machines_go() {
     let (fake, profile) = serve(&world).await;
     let root = tempfile::tempdir().unwrap();
     let only = Search::new(&fake.client, &profile, root.path(), Some("r2"));
-    assert_eq!(only.find().await.unwrap().iter().map(|it| it.vmid.get()).collect::<Vec<_>>(), [9001]);
+    assert_eq!(
+        only.find().await.unwrap().iter().filter_map(|it| Some(it.vmid?.get())).collect::<Vec<_>>(),
+        [9001]
+    );
     let search = Search::new(&fake.client, &profile, root.path(), None);
     let found = search.find().await.unwrap();
-    assert_eq!(found.iter().map(|it| it.vmid.get()).collect::<Vec<_>>(), [9000, 9001]);
+    assert_eq!(found.iter().filter_map(|it| Some(it.vmid?.get())).collect::<Vec<_>>(), [9000, 9001]);
     for leftover in &found {
         search.remove(leftover).await.unwrap();
     }
@@ -369,7 +372,7 @@ async fn the_journal_finds_what_bears_no_marks_and_is_struck_out_after() {
     assert!(search.find().await.unwrap().is_empty(), "its run lives");
     drop((journal, run));
     let found = search.find().await.unwrap();
-    assert_eq!((found[0].vmid, found[0].run.as_ref()), (vmid(9000), Some(&id)));
+    assert_eq!((found[0].vmid, found[0].run.as_ref()), (Some(vmid(9000)), Some(&id)));
     search.remove(&found[0]).await.unwrap();
     assert_eq!(fake.changes(), [format!("DELETE /nodes/asgard/tasks/{task}")]);
     assert!(world.left().is_empty() && journal::find(root.path()).unwrap().is_empty());

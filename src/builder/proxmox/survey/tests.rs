@@ -44,6 +44,7 @@ fn survey() -> Survey {
         templates: &[90001],
         agent: version.agent_privileges(),
         is_vnet: false,
+        uploads_answers: false,
     });
     let mut rights: Rights = BTreeMap::new();
     for need in &needs {
@@ -51,7 +52,7 @@ fn survey() -> Survey {
         rights.entry(need.path.clone()).or_default().extend(held);
     }
     Survey {
-        wish: Wish { templates: vec![90001], disk_bytes: 50 * GIB, promotes: false },
+        wish: Wish { templates: vec![90001], disk_bytes: 50 * GIB, ..Wish::default() },
         who: "forge@pve!ci".to_owned(),
         version,
         ahead: Some(1),
