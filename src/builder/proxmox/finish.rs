@@ -60,7 +60,7 @@ impl Cluster<'_> {
         marks: &Marks,
         more: &[String],
         step: &Step<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<String>, Failure> {
         let mut tags = marks.tags();
         tags.extend(more.iter().map(|tag| tag.to_lowercase()));
         tags.sort();
@@ -69,9 +69,9 @@ impl Cluster<'_> {
         match set(vm, &ConfigChange::set([("tags", value.as_str())])).await {
             Err(error @ Error::Forbidden { .. }) => {
                 step.warn(&format!("the tags {} are not allowed: {error}", tags.join(", ")));
-                Ok(())
+                Ok(None)
             }
-            result => result.map_err(failed),
+            result => result.map(|()| Some(value)).map_err(failed),
         }
     }
 
@@ -102,7 +102,7 @@ impl Cluster<'_> {
         }
         step.note(format!("converting VM {} to a template", own.vm.vmid()));
         self.convert(&own.vm).await?;
-        self.compare(&own.vm, &meant).await.map(drop)
+        self.compare(own, &meant).await.map(drop)
     }
 
     /// Attaches a new cloud-init drive.
@@ -132,9 +132,13 @@ impl Cluster<'_> {
     }
 
     /// Reads a template back and compares it field by field with what was meant.
-    async fn compare(&self, vm: &Vm, meant: &Params) -> Result<VmConfig, Failure> {
+    async fn compare(&self, own: &OwnVm, meant: &Params) -> Result<VmConfig, Failure> {
+        let (vm, uuid) = (&own.vm, &own.marks.uuid);
         let config = vm.config().await.map_err(failed)?;
-        let mut found = differences(&config, meant);
+        let mut found = differences(&config, meant, self.site.disks.linked_clones);
+        if config.uuid().as_ref() != Some(uuid) {
+            found.push(format!("smbios1: its UUID is not {uuid}"));
+        }
         if !config.is_template() {
             found.push("it is no template".to_owned());
         }
@@ -172,8 +176,10 @@ impl Cluster<'_> {
         let proof: Vec<_> = checks.iter().filter(|check| check.at != "build").cloned().collect();
         let description = draft.description(self, &marks, Some(&proof));
         self.set(&own.vm, &ConfigChange::set([("description", description.as_str())])).await?;
-        self.tag(&own.vm, &marks, &self.plan.definition.template.tags, step).await?;
-        let config = self.compare(&own.vm, &template_params(self.plan, &self.site, name)).await?;
+        let tags = self.tag(&own.vm, &marks, &self.plan.definition.template.tags, step).await?;
+        let mut meant = template_params(self.plan, &self.site, name);
+        meant.extend(tags.map(|tags| ("tags".to_owned(), tags)));
+        let config = self.compare(own, &meant).await?;
         if config.get("description").unwrap_or_default().trim_end() != description.trim_end() {
             let error = anyhow!("the description of template {} is not what was written", own.vm.vmid());
             return Err(Failure::new(Kind::Infrastructure, error));

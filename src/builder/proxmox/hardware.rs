@@ -219,10 +219,11 @@ fn plain_value(value: &Json) -> String {
     }
 }
 
-/// Returns how a VM differs from what was meant: what is missing, what is other, what is too much.
-pub(super) fn differences(config: &VmConfig, meant: &Params) -> Vec<String> {
+/// Returns how a template differs from what was meant: what is missing, what is other, what is too much.
+/// `bases` tells whether its disks can be bases, which clones share.
+pub(super) fn differences(config: &VmConfig, meant: &Params, bases: bool) -> Vec<String> {
     let mut found: Vec<String> =
-        meant.iter().flat_map(|(key, value)| key_differences(config, key, value)).collect();
+        meant.iter().flat_map(|(key, value)| key_differences(config, key, value, bases)).collect();
     let is_known = |key: &str| meant.contains_key(key) || NOT_COMPARED.contains(&key) || key == "template";
     let too_much = config.values.iter().filter(|(key, _)| !is_known(key));
     found.extend(too_much.map(|(key, value)| format!("{key}: {value} is there, and nothing should be")));
@@ -233,11 +234,11 @@ pub(super) fn differences(config: &VmConfig, meant: &Params) -> Vec<String> {
     found
 }
 
-fn key_differences(config: &VmConfig, key: &str, meant: &str) -> Vec<String> {
+fn key_differences(config: &VmConfig, key: &str, meant: &str, bases: bool) -> Vec<String> {
     let Some(have) = config.get(key) else { return vec![format!("{key}: {meant} is missing")] };
     let told = |differences: Vec<String>| differences.into_iter().map(|it| format!("{key}: {it}")).collect();
     if is_volume(key) {
-        return told(volume_differences(key, have, meant));
+        return told(volume_differences(key, have, meant, bases));
     }
     let same = match key {
         "boot" => parse_boot_order(have) == parse_boot_order(meant),
@@ -253,18 +254,23 @@ fn key_differences(config: &VmConfig, key: &str, meant: &str) -> Vec<String> {
     if same { Vec::new() } else { vec![format!("{key}: it is {have} instead of {meant}")] }
 }
 
-fn volume_differences(key: &str, have: &str, meant: &str) -> Vec<String> {
+fn volume_differences(key: &str, have: &str, meant: &str, bases: bool) -> Vec<String> {
     let (have, meant) = (Properties::parse(have, "file"), Properties::parse(meant, "file"));
     let (volid, wanted) = (have.get("file").unwrap_or_default(), meant.get("file").unwrap_or_default());
     let (storage, what) = wanted.split_once(':').unwrap_or((wanted, ""));
     let mut rest = meant.clone().without("file").without("format");
-    if what.parse::<u32>().is_ok() && !is_numbered(key, "efidisk") && !is_numbered(key, "tpmstate") {
+    let is_disk = what.parse::<u32>().is_ok();
+    if is_disk && !is_numbered(key, "efidisk") && !is_numbered(key, "tpmstate") {
         rest = rest.with("size", format!("{what}G"));
     }
     let mut found = have.differences(&rest);
     let is_there = volid.strip_prefix(storage).is_some_and(|rest| rest.starts_with(':'));
     if !is_there || (what == "cloudinit" && !volid.contains("cloudinit")) {
         found.push(format!("its volume is {volid} instead of one of {wanted}"));
+    }
+    // A conversion that was broken off leaves a template with other volumes.
+    if bases && is_disk && !volid.rsplit(['/', ':']).next().is_some_and(|name| name.starts_with("base-")) {
+        found.push(format!("its volume {volid} is no template's"));
     }
     found
 }

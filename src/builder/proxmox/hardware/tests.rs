@@ -133,7 +133,7 @@ fn meant() -> Params {
 
 #[test]
 fn a_template_is_compared_by_what_its_fields_mean() {
-    assert_eq!(differences(&config(&READ_BACK), &meant()), Vec::<String>::new());
+    assert_eq!(differences(&config(&READ_BACK), &meant(), true), Vec::<String>::new());
     for (key, value, expected) in [
         ("agent", "0", "agent: enabled is 0 instead of 1"),
         ("boot", "order=ide2", "boot: it is order=ide2 instead of order=virtio0"),
@@ -142,19 +142,28 @@ fn a_template_is_compared_by_what_its_fields_mean() {
         ("virtio0", "local-zfs:base-9000-disk-0,discard=on,iothread=1,size=2G", "virtio0: size is 2G"),
         ("virtio0", "local-zfs:base-9000-disk-0,iothread=1,size=20G", "virtio0: discard=on is missing"),
         ("virtio0", "other:base-9000-disk-0,discard=on,iothread=1,size=20G", "virtio0: its volume is other:"),
+        (
+            "virtio0",
+            "local-zfs:vm-9000-disk-0,discard=on,iothread=1,size=20G",
+            "virtio0: its volume local-zfs:vm-",
+        ),
         ("kvm", "0", "kvm: 0 is there, and nothing should be"),
         ("smbios1", "uuid=1b4e,serial=Zm9yZ2U9,base64=1", "smbios1: the serial number"),
         ("unused0", "local-zfs:vm-9000-disk-1", "unused0: local-zfs:vm-9000-disk-1 is there"),
     ] {
         let mut changed = config(&READ_BACK);
         changed.values.insert(key.to_owned(), value.to_owned());
-        let found = differences(&changed, &meant());
+        let found = differences(&changed, &meant(), true);
         assert!(found.len() == 1 && found[0].starts_with(expected), "{key}={value}: {found:?}");
     }
+    let mut thick = config(&READ_BACK);
+    let volume = "local-zfs:vm-9000-disk-0,discard=on,iothread=1,size=20G";
+    thick.values.insert("virtio0".to_owned(), volume.to_owned());
+    assert_eq!(differences(&thick, &meant(), false), Vec::<String>::new(), "a storage that has no bases");
     let mut without = config(&READ_BACK);
     without.values.remove("virtio0");
     assert_eq!(
-        differences(&without, &meant()),
+        differences(&without, &meant(), true),
         ["virtio0: local-zfs:20,iothread=1,discard=on,format=raw is missing"]
     );
 }
