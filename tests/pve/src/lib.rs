@@ -22,6 +22,8 @@ mod disk;
 mod download;
 pub mod fake;
 mod fault;
+#[cfg(test)]
+mod golden;
 mod http;
 pub mod hypervisor;
 pub mod machine;

@@ -18,25 +18,9 @@ fn render(text: &str) -> String {
     }
 }
 
-/// `PVE_SIM_BLESS=1` writes the expected files anew.
 #[test]
 fn configurations_become_drives() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cloudinit");
-    let mut seen = 0;
-    for entry in fs::read_dir(&folder).unwrap() {
-        let file = entry.unwrap().path();
-        if file.extension().is_none_or(|extension| extension != "conf") {
-            continue;
-        }
-        seen += 1;
-        let (got, expected) = (render(&fs::read_to_string(&file).unwrap()), file.with_extension("drive"));
-        if std::env::var_os("PVE_SIM_BLESS").is_some() {
-            fs::write(&expected, &got).unwrap();
-        }
-        let expected = fs::read_to_string(&expected).unwrap_or_default();
-        assert!(got == expected, "{}: not as expected but\n{got}", file.display());
-    }
-    assert!(seen >= 5, "only {seen} golden files in {}", folder.display());
+    crate::golden::assert_golden("cloudinit", "drive", 5, render);
 }
 
 /// What a genuine node answered (transcript 06, lines 115, 127 and 128).

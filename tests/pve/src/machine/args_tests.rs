@@ -1,5 +1,3 @@
-use std::fs;
-
 use super::*;
 
 /// Reads a golden file: the configuration as in `/etc/pve/qemu-server/VMID.conf`, and on `#` lines
@@ -42,25 +40,9 @@ fn render(text: &str) -> String {
     }
 }
 
-/// `PVE_SIM_BLESS=1` writes the expected files anew.
 #[test]
 fn configurations_become_arguments() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/machine");
-    let mut seen = 0;
-    for entry in fs::read_dir(&folder).unwrap() {
-        let file = entry.unwrap().path();
-        if file.extension().is_none_or(|extension| extension != "conf") {
-            continue;
-        }
-        seen += 1;
-        let (got, expected) = (render(&fs::read_to_string(&file).unwrap()), file.with_extension("args"));
-        if std::env::var_os("PVE_SIM_BLESS").is_some() {
-            fs::write(&expected, &got).unwrap();
-        }
-        let expected = fs::read_to_string(&expected).unwrap_or_default();
-        assert!(got == expected, "{}: not as expected but\n{got}", file.display());
-    }
-    assert!(seen >= 8, "only {seen} golden files in {}", folder.display());
+    crate::golden::assert_golden("machine", "args", 8, render);
 }
 
 #[test]
