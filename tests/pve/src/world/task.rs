@@ -91,24 +91,27 @@ impl Task {
         self.end = Some((status, now));
     }
 
+    fn facts(&self) -> Value {
+        let Upid { node, pid, pstart, starttime, kind, id, .. } = &self.upid;
+        json!({
+            "upid": self.upid.to_string(), "node": node, "pid": pid, "pstart": pstart,
+            "starttime": starttime, "type": kind, "id": id,
+        })
+    }
+
+    fn add_owner(&self, facts: &mut Value) {
+        let who = self.upid.identity();
+        facts["user"] = json!(who.user);
+        if let Some(token) = who.token {
+            facts["tokenid"] = json!(token);
+        }
+    }
+
     /// `GET …/status`.
     pub(crate) fn status(&self) -> Value {
-        let upid = &self.upid;
-        let who = upid.identity();
-        let mut status = json!({
-            "upid": upid.to_string(),
-            "node": upid.node,
-            "pid": upid.pid,
-            "pstart": upid.pstart,
-            "starttime": upid.starttime,
-            "type": upid.kind,
-            "id": upid.id,
-            "user": who.user,
-            "status": if self.end.is_some() { "stopped" } else { "running" },
-        });
-        if let Some(token) = who.token {
-            status["tokenid"] = json!(token);
-        }
+        let mut status = self.facts();
+        self.add_owner(&mut status);
+        status["status"] = json!(if self.end.is_some() { "stopped" } else { "running" });
         if let Some((end, _)) = &self.end {
             status["exitstatus"] = json!(end);
         }
@@ -117,26 +120,13 @@ impl Task {
 
     /// A line of the list; running ones carry the whole token in `user`.
     pub(crate) fn row(&self) -> Value {
-        let upid = &self.upid;
-        let mut row = json!({
-            "upid": upid.to_string(),
-            "node": upid.node,
-            "pid": upid.pid,
-            "pstart": upid.pstart,
-            "starttime": upid.starttime,
-            "type": upid.kind,
-            "id": upid.id,
-        });
+        let mut row = self.facts();
         if let Some((status, endtime)) = &self.end {
-            let who = upid.identity();
-            row["user"] = json!(who.user);
-            if let Some(token) = who.token {
-                row["tokenid"] = json!(token);
-            }
+            self.add_owner(&mut row);
             row["status"] = json!(status);
             row["endtime"] = json!(endtime);
         } else {
-            row["user"] = json!(upid.user);
+            row["user"] = json!(self.upid.user);
             row["status"] = json!("RUNNING");
             row["saved"] = json!("0");
         }
