@@ -104,6 +104,8 @@ impl Identity {
 pub(crate) struct User {
     pub(crate) password: Option<String>,
     pub(crate) disabled: bool,
+    /// A password alone does not let it in.
+    pub(crate) tfa: bool,
     pub(crate) tokens: BTreeMap<String, Token>,
 }
 

@@ -69,8 +69,9 @@ pub(crate) struct Bridge {
 pub(crate) struct Console {
     pub(crate) socket: PathBuf,
     pub(crate) terminal: bool,
-    /// `USER:TICKET`, which a terminal's client must say first.
-    pub(crate) hello: String,
+    /// `USER:TICKET`, which a terminal's client must say first; nothing helps the owner of an API token
+    /// before pve-access-control 9.0.4.
+    pub(crate) hello: Option<String>,
     /// Dropped when the bridge is over.
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) done: oneshot::Sender<()>,
@@ -104,7 +105,7 @@ where
                 websocket::TEXT | BINARY if console.terminal => {
                     typed.extend(frame.payload);
                     if !greeted {
-                        greeted = greet(&mut client, &mut typed, &console.hello).await?;
+                        greeted = greet(&mut client, &mut typed, console.hello.as_deref()).await?;
                     }
                     if greeted {
                         machine.write_all(&take_typed(&mut typed)).await?;
@@ -131,7 +132,7 @@ where
 }
 
 /// A terminal's client says `USER:TICKET` and a newline, and is answered `OK`.
-async fn greet<S>(client: &mut S, typed: &mut Vec<u8>, hello: &str) -> std::io::Result<bool>
+async fn greet<S>(client: &mut S, typed: &mut Vec<u8>, hello: Option<&str>) -> std::io::Result<bool>
 where
     S: AsyncWrite + Unpin,
 {
@@ -139,7 +140,7 @@ where
         return Ok(false);
     };
     let line: Vec<u8> = typed.drain(..=end).collect();
-    if line[..end] != *hello.as_bytes() {
+    if hello.is_none_or(|hello| line[..end] != *hello.as_bytes()) {
         return Err(std::io::Error::other("wrong ticket"));
     }
     client.write_all(&websocket::frame(BINARY, b"OK")).await?;

@@ -53,7 +53,12 @@ pub enum Action {
         done: bool,
     },
     /// The task that the request starts never ends by itself.
-    TaskHangs,
+    TaskHangs {
+        /// Whether it does not heed its interruption either: it is killed after 5 s, with its locks in the
+        /// configuration.
+        #[serde(default)]
+        deaf: bool,
+    },
     /// The task that the request starts ends with warnings.
     TaskWarns {
         /// How many.
@@ -68,17 +73,76 @@ pub enum Action {
         /// Its name.
         storage: String,
     },
-    /// Somebody else holds the file lock of the VM in the path.
+    /// Somebody else holds a VM's file lock.
     LockHeld {
         /// Seconds, scaled.
         seconds: f64,
+        /// Which VM's.
+        #[serde(default)]
+        of: Of,
+    },
+    /// Somebody else's work bars a VM with a lock in its configuration, as a backup does.
+    ConfigLocked {
+        /// `backup`, `snapshot`, …
+        lock: String,
+        /// Seconds, scaled; without them, for ever.
+        #[serde(default)]
+        seconds: Option<f64>,
+        /// Which VM.
+        #[serde(default)]
+        of: Of,
     },
     /// Somebody else has just taken the VMID.
-    VmidTaken,
+    VmidTaken {
+        /// With a VM or with a container.
+        #[serde(default)]
+        kind: Guest,
+        /// On which node; without one, on the one that answers.
+        #[serde(default)]
+        node: Option<String>,
+        /// Before the call, or between a clone's call and its task.
+        #[serde(default)]
+        when: When,
+    },
     /// The node gets a new certificate; connections made from now on see it.
     CertificateChanged,
+    /// pveproxy's `ALLOW_FROM` names the client no more: connections made from now on are closed at once.
+    NotAllowed,
     /// pveproxy is reloaded and pvedaemon restarted: protected calls get 595 for a second.
     Reload,
+}
+
+/// Which VM of a request; only a clone's has two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Of {
+    /// The one that is made or changed.
+    #[default]
+    Target,
+    /// The one that is cloned.
+    Source,
+}
+
+/// What kind of guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guest {
+    /// A VM.
+    #[default]
+    Qemu,
+    /// A container.
+    Lxc,
+}
+
+/// When something happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum When {
+    /// Before the call is looked at.
+    #[default]
+    Call,
+    /// When its task begins.
+    Task,
 }
 
 /// Which request, and what goes wrong.

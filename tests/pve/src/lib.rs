@@ -48,7 +48,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-pub use fault::{Action, Rule};
+pub use fault::{Action, Guest, Of, Rule, When};
 pub use published::Published;
 pub use record::Request;
 pub use world::spec::{AclSpec, Bridge, Release, TokenSpec, UserSpec, WorldSpec};

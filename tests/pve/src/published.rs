@@ -189,6 +189,7 @@ mod tests {
     fn our_table_says_what_proxmox_publishes() {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let Some(file) = Published::find(here) else {
+            println!("nothing is compared: the published schema is not there");
             return;
         };
         let published = Published::load(&file).unwrap();

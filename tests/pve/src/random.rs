@@ -1,12 +1,29 @@
 //! Random names and numbers.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+
 use crate::world::config;
 
-/// `bytes` random bytes in hexadecimal digits.
-pub(crate) fn hex(bytes: usize) -> String {
-    let mut buffer = vec![0; bytes];
+fn bytes(count: usize) -> Vec<u8> {
+    let mut buffer = vec![0; count];
     getrandom::fill(&mut buffer).expect("the system gives random bytes");
-    config::hex(&buffer)
+    buffer
+}
+
+/// `count` random bytes in hexadecimal digits.
+pub(crate) fn hex(count: usize) -> String {
+    config::hex(&bytes(count))
+}
+
+/// What a ticket ends with: an RSA signature in base64, here with each of `+`, `/` and `=` for sure.
+pub(crate) fn signature() -> String {
+    format!("+/{}", STANDARD.encode(bytes(256)))
+}
+
+/// What a CSRF token ends with: a digest in base64, which Perl does not pad.
+pub(crate) fn digest() -> String {
+    format!("+/{}", STANDARD_NO_PAD.encode(bytes(30)))
 }
 
 /// A random UUID.

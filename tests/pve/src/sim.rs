@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::clock::Clock;
 use crate::console::Consoles;
 use crate::fault::{Action, Faults};
 use crate::held;
+use crate::http::proxies::Proxies;
 use crate::hypervisor::{Hypervisor, Network};
 use crate::record::Record;
 use crate::schema::{Args, validate};
@@ -47,6 +49,9 @@ pub(crate) struct Sim {
     pub(crate) consoles: Consoles,
     pub(crate) tickets: Mutex<BTreeMap<String, Ticket>>,
     pub(crate) certificate: Mutex<Certificate>,
+    /// New connections are closed before their first byte.
+    pub(crate) barred: AtomicBool,
+    pub(crate) proxies: Proxies,
     /// The three single-threaded workers that run protected calls.
     pub(crate) workers: Semaphore,
     /// One client at a time per agent socket.
@@ -78,6 +83,8 @@ impl Sim {
             consoles: Consoles::default(),
             tickets: Mutex::default(),
             certificate: Mutex::new(parts.certificate),
+            barred: AtomicBool::new(false),
+            proxies: Proxies::default(),
             workers: Semaphore::new(3),
             agents: Mutex::default(),
             reloading: Mutex::default(),

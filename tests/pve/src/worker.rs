@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::answer::{Answer, Reply};
 use crate::fault::Action;
 use crate::sim::{Call, Sim};
+use crate::strike::take_vmid;
 use crate::world::lock::Guard;
 use crate::world::task::{Task, Upid};
 
@@ -101,7 +102,8 @@ impl Worker {
     pub(crate) async fn fault_point(&self) -> Result<(), String> {
         match &self.fault {
             Some(Action::TaskFails { text, .. }) => Err(text.clone()),
-            Some(Action::TaskHangs) => {
+            Some(Action::TaskHangs { deaf: true }) => std::future::pending().await,
+            Some(Action::TaskHangs { deaf: false }) => {
                 self.cancelled().await;
                 Err("received interrupt".into())
             }
@@ -110,6 +112,13 @@ impl Worker {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Where somebody else may be faster than a clone's task.
+    pub(crate) fn taken_point(&self, vmid: u32) {
+        if let Some(Action::VmidTaken { kind, node, .. }) = &self.fault {
+            take_vmid(&self.sim, vmid, *kind, node.clone());
         }
     }
 
@@ -179,6 +188,7 @@ pub(crate) async fn stop(sim: &Sim, upid: &Upid) {
             abort.abort();
         }
         task.end = Some(("unexpected status".into(), now));
+        sim.record.task_ended(&upid.to_string());
     }
 }
 

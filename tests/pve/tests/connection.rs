@@ -7,14 +7,20 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Client, Connection};
-use pve_sim::{Action, Options, Rule, Simulator};
+use pve_sim::{Action, Options, Release, Rule, Simulator};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 async fn simulator() -> (Simulator, Client, tempfile::TempDir) {
+    simulator_of(Release::V8).await
+}
+
+async fn simulator_of(release: Release) -> (Simulator, Client, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let simulator = Simulator::start(Options { time: 0.1, ..Options::new(folder.path()) }).await.unwrap();
+    let mut options = Options { time: 0.1, ..Options::new(folder.path()) };
+    options.world.release = release;
+    let simulator = Simulator::start(options).await.unwrap();
     let client = Client::new(&simulator);
     (simulator, client, folder)
 }
@@ -113,7 +119,10 @@ fn upgrade(client: &Client, port: &str, ticket: &str) -> Vec<u8> {
 
 /// A masked frame with an empty mask.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    [&[0x80 | opcode, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    let length = payload.len() as u16;
+    let long = length.to_be_bytes();
+    let length = if length < 126 { vec![0x80 | length as u8] } else { vec![0xfe, long[0], long[1]] };
+    [&[0x80 | opcode], &length[..], &[0; 4], payload].concat()
 }
 
 async fn expect(connection: &mut Connection, bytes: &[u8]) {
@@ -150,16 +159,23 @@ async fn a_websocket_carries_vnc() {
 }
 
 #[tokio::test]
-async fn a_terminal_asks_for_its_ticket() {
-    let (_simulator, client, _folder) = simulator().await;
-    client.done("POST", "/nodes/asgard/qemu", json!({ "vmid": 100, "kvm": 0, "serial0": "socket" })).await;
-    client.done("POST", "/nodes/asgard/qemu/100/status/start", json!({})).await;
-    let (port, ticket) = console(&client, "termproxy").await;
-    let mut connection = Connection::open(client.address, &client.pem).await;
-    connection.send(&upgrade(&client, &port, &ticket)).await;
-    assert_eq!(connection.receive().await.unwrap().status, 101);
-    connection.send(&frame(1, format!("root@pam!full:{ticket}\n").as_bytes())).await;
-    expect(&mut connection, b"\x82\x02OK").await;
+async fn a_terminal_asks_for_its_ticket_and_release_8_takes_none_of_a_token() {
+    for release in [Release::V9, Release::V8] {
+        let (_simulator, client, _folder) = simulator_of(release).await;
+        let vm = json!({ "vmid": 100, "kvm": 0, "serial0": "socket" });
+        client.done("POST", "/nodes/asgard/qemu", vm).await;
+        client.done("POST", "/nodes/asgard/qemu/100/status/start", json!({})).await;
+        let (port, ticket) = console(&client, "termproxy").await;
+        let mut connection = Connection::open(client.address, &client.pem).await;
+        connection.send(&upgrade(&client, &port, &ticket)).await;
+        assert_eq!(connection.receive().await.unwrap().status, 101);
+        connection.send(&frame(1, format!("root@pam!full:{ticket}\n").as_bytes())).await;
+        if release == Release::V8 {
+            assert!(connection.ends_within(Duration::from_secs(2)).await);
+        } else {
+            expect(&mut connection, b"\x82\x02OK").await;
+        }
+    }
 }
 
 #[tokio::test]

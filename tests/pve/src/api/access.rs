@@ -196,8 +196,18 @@ async fn login(call: Call) -> Answer {
         return Ok(json!({ "username": user, "cap": cap }).into());
     }
     let made = call.sim.clock.now();
-    let ticket = format!("PVE:{user}:{made:08X}::{}", random::hex(64));
-    let csrf = format!("{made:08X}:{}", random::hex(32));
+    let second_factor = call.sim.world().access.users.get(&user).is_some_and(|user| user.tfa);
+    if second_factor && !auth::holds(&call.sim, &user, password) {
+        // No session yet: only the challenge's answer would make one.
+        let ticket = format!("PVE:!tfa!%7B%22totp%22%3Atrue%7D:{made:08X}::{}", random::signature());
+        let csrf = format!("{made:08X}:{}", random::digest());
+        return Ok(json!({
+            "username": user, "ticket": ticket, "CSRFPreventionToken": csrf, "cap": cap, "NeedTFA": 1,
+        })
+        .into());
+    }
+    let ticket = format!("PVE:{user}:{made:08X}::{}", random::signature());
+    let csrf = format!("{made:08X}:{}", random::digest());
     let kept = Ticket { user: user.clone(), csrf: csrf.clone(), made };
     held(&call.sim.tickets).insert(ticket.clone(), kept);
     Ok(json!({ "username": user, "ticket": ticket, "CSRFPreventionToken": csrf, "cap": cap }).into())

@@ -66,7 +66,7 @@ async fn next_id(call: Call) -> Answer {
     let Some(wanted) = call.args.get("vmid") else {
         return Ok(json!(world.free_vmid().to_string()).into());
     };
-    if wanted.parse().is_ok_and(|vmid: u32| world.vms.contains_key(&vmid)) {
+    if wanted.parse().is_ok_and(|vmid: u32| world.owner_of(vmid).is_some()) {
         return Err(Failure::parameter("vmid", format!("VM {wanted} already exists")));
     }
     Ok(json!(wanted).into())
@@ -128,6 +128,12 @@ async fn resources(call: Call) -> Answer {
                 row.as_object_mut()?.remove("pool");
             }
             Some(row)
+        }));
+        let seen = world.containers.iter();
+        let seen = seen.filter(|(vmid, _)| world.access.has(&call.who, &format!("/vms/{vmid}"), "VM.Audit"));
+        rows.extend(seen.map(|(vmid, node)| {
+            let id = format!("lxc/{vmid}");
+            json!({ "id": id, "vmid": vmid, "node": node, "type": "lxc", "status": "unknown" })
         }));
     }
     if wanted("node") {

@@ -1,8 +1,10 @@
 //! Storages of a node, their content, uploads and downloads.
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tokio::fs::File;
 
 use super::{Allow, Endpoint, NODE, run, vmid};
 use crate::access::{Access, Identity};
@@ -404,31 +406,68 @@ async fn upload(call: Call) -> Answer {
     call.task("imgcopy", "", move |worker| async move {
         worker.log(format!("starting file import from: {temporary}"));
         let done = async {
-            worker.fault_point().await?;
             if let Some(format) = import.filter(|format| format != "ova") {
                 check_import(&from, &format, &temporary).await?;
             }
             if let Some((algorithm, wanted)) = checksum {
                 check_file(&worker, &from, &algorithm, &wanted, "calculating checksum...", "").await?;
             }
-            if worker.sim.world().storage(&storage.id)?.full {
-                return Err(format!("import failed: cp: error writing '{shown}': No space left on device"));
-            }
             let bytes = from.metadata().map_or(0, |meta| meta.len());
             worker.log(format!("target node: {node}"));
             worker.log(format!("target file: {shown}"));
             worker.log(format!("file size is: {bytes}"));
             worker.log(format!("command: cp -- {temporary} {shown}"));
-            move_file(&from, &real).await?;
+            let copied = copy_file(&worker, &storage.id, &from, (&real, &shown)).await;
+            if copied.is_err() {
+                // Also where there was a whole file before.
+                drop(tokio::fs::remove_file(&real).await);
+            }
+            copied?;
             worker.log("finished file import successfully");
             Ok(())
         };
         let result = done.await;
-        if result.is_err() {
-            drop(tokio::fs::remove_file(&from).await);
-        }
+        drop(tokio::fs::remove_file(&from).await);
         result
     })
+}
+
+/// In how many pieces a file is copied, and the seconds between two.
+const PIECES: u64 = 4;
+const PIECE_SECONDS: f64 = 0.2;
+
+/// Copies as `cp` does: over what is there, and seen to grow by everybody.
+///
+/// # Errors
+/// A full storage, which shows in the middle.
+async fn copy_file(
+    worker: &Worker,
+    storage: &str,
+    from: &Path,
+    (to, shown): (&Path, &str),
+) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("import failed: {error}");
+    if let Some(folder) = to.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(failed)?;
+    }
+    let mut source = File::open(from).await.map_err(failed)?.into_std().await;
+    let mut target = File::create(to).await.map_err(failed)?.into_std().await;
+    let length = from.metadata().map_err(failed)?.len();
+    for piece in 0..PIECES {
+        let (start, end) = (length * piece / PIECES, length * (piece + 1) / PIECES);
+        let copied = tokio::task::spawn_blocking(move || {
+            std::io::copy(&mut (&mut source).take(end - start), &mut target).map(|_| (source, target))
+        });
+        (source, target) = copied.await.map_err(|error| error.to_string())?.map_err(failed)?;
+        if piece == 0 {
+            worker.fault_point().await?;
+        }
+        if worker.sim.world().storage(storage)?.full {
+            return Err(format!("import failed: cp: error writing '{shown}': No space left on device"));
+        }
+        worker.sleep(PIECE_SECONDS).await?;
+    }
+    Ok(())
 }
 
 fn wanted_checksum(call: &Call) -> Option<(String, String)> {

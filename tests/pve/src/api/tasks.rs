@@ -72,6 +72,11 @@ fn parse(call: &Call) -> Result<Upid, Failure> {
         .ok_or_else(|| Failure::parameter("upid", "unable to parse worker upid"))
 }
 
+/// A task of the node in the path: only that one has its log.
+fn find<'a>(world: &'a World, call: &Call, upid: &Upid) -> Option<&'a Task> {
+    world.task(&upid.to_string()).filter(|task| task.upid.node == call.node)
+}
+
 async fn index(call: Call) -> Answer {
     parse(&call)?;
     Ok(json!([{ "name": "log" }, { "name": "status" }]).into())
@@ -81,8 +86,7 @@ async fn status(call: Call) -> Answer {
     let upid = parse(&call)?;
     check_owner(&call.sim, &call.who, &upid, &call.node, "Sys.Audit")?;
     let world = call.sim.world();
-    let task = world.task(&upid.to_string());
-    let task = task.ok_or_else(|| Failure::parameter("upid", "no such task"))?;
+    let task = find(&world, &call, &upid).ok_or_else(|| Failure::parameter("upid", "no such task"))?;
     Ok(task.status().into())
 }
 
@@ -90,7 +94,7 @@ async fn log(call: Call) -> Answer {
     let upid = parse(&call)?;
     check_owner(&call.sim, &call.who, &upid, &call.node, "Sys.Audit")?;
     let world = call.sim.world();
-    let Some(task) = world.task(&upid.to_string()) else {
+    let Some(task) = find(&world, &call, &upid) else {
         let line = json!({ "n": 1, "t": "unable to open file - No such file or directory" });
         return Ok(Reply::List(line, 1));
     };
@@ -108,7 +112,7 @@ async fn log(call: Call) -> Answer {
 async fn stop(call: Call) -> Answer {
     let upid = parse(&call)?;
     check_owner(&call.sim, &call.who, &upid, &call.node, "Sys.Modify")?;
-    if call.sim.world().task(&upid.to_string()).is_none() {
+    if find(&call.sim.world(), &call, &upid).is_none() {
         return Err(Failure::parameter("upid", "no such task"));
     }
     worker::stop(&Arc::clone(&call.sim), &upid).await;

@@ -1,6 +1,7 @@
 //! One connection, from its first byte to its end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -16,7 +17,7 @@ use super::upload;
 use crate::answer::{Answer, Failure, Reply};
 use crate::auth;
 use crate::console;
-use crate::fault::Action;
+use crate::fault::{Action, When};
 use crate::held;
 use crate::sim::{Incoming, Sim, Upgrade, dispatch};
 
@@ -66,6 +67,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
 /// Serves a new TCP connection: TLS, or a hint for plain HTTP.
 pub(crate) async fn accept(sim: Arc<Sim>, stream: TcpStream) {
+    if sim.barred.load(Ordering::Relaxed) {
+        return;
+    }
     let patience = patience(&sim);
     let mut first = [0];
     match timeout(patience, stream.peek(&mut first)).await {
@@ -108,11 +112,12 @@ async fn redirect(sim: &Sim, stream: TcpStream) {
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(sim: Arc<Sim>, stream: S) {
     let mut wire = Wire { stream, buffer: Vec::new(), patience: patience(&sim) };
+    let worker = sim.proxies.seat();
     for number in 1..=MAX_REQUESTS {
         let Some(head) = next_head(&mut wire).await else {
             break;
         };
-        let keep = head.wants_keep_alive() && number < MAX_REQUESTS;
+        let keep = sim.proxies.stays(worker) && head.wants_keep_alive() && number < MAX_REQUESTS;
         let gzip = head.header("accept-encoding").is_some_and(|offered| offered.contains("gzip"));
         let record = sim.record.begin(&head.method, &head.path);
         let next = request(&sim, &mut wire, &head, record).await;
@@ -123,6 +128,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(sim: Arc<Sim>, stream: S) {
             }
             Next::Answer(response, may_live) => {
                 let keep = keep && may_live && response.status < 400 && !sim.reloading(5.0);
+                let keep = keep && !sim.barred.load(Ordering::Relaxed);
                 let (status, reason) = (response.status, response.reason.clone());
                 let sent = wire.stream.write_all(&response.into_bytes(keep, gzip)).await;
                 let flushed = wire.stream.flush().await;
@@ -339,9 +345,10 @@ pub(crate) async fn prepare(
                 let next = Next::Answer(Response::new(status, pseudo_reason(status)), false);
                 *(if done { &mut prepared.afterwards } else { &mut prepared.instead }) = Some(next);
             }
-            Action::TaskFails { .. } | Action::TaskHangs | Action::TaskWarns { .. } => {
-                prepared.task = Some(action);
-            }
+            Action::TaskFails { .. }
+            | Action::TaskHangs { .. }
+            | Action::TaskWarns { .. }
+            | Action::VmidTaken { when: When::Task, .. } => prepared.task = Some(action),
             strike => crate::strike::strike(sim, path, given, strike).await,
         }
     }

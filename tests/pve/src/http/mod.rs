@@ -6,6 +6,7 @@ pub(crate) mod conn;
 pub(crate) mod form;
 pub(crate) mod head;
 pub(crate) mod multipart;
+pub(crate) mod proxies;
 pub(crate) mod response;
 pub(crate) mod upload;
 pub(crate) mod websocket;

@@ -164,7 +164,8 @@ pub(crate) const AGENT: &[Param] = &[
     Param::choice("type", &["virtio", "isa"]).opt(),
 ];
 
-const CPU: &[Param] = &[
+/// The keys of `cpu`.
+pub(crate) const CPU: &[Param] = &[
     Param::text("cputype").opt().default_key(),
     Param::text("flags")
         .matches("(?:(?:([+-])([a-zA-Z0-9\\-_\\.]+))(;(?:([+-])([a-zA-Z0-9\\-_\\.]+)))*)")
@@ -204,7 +205,8 @@ const CICUSTOM: &[Param] = &[
 ];
 /// The keys of `memory`.
 pub(crate) const MEMORY: &[Param] = &[Param::int("current").min(16.0).default_key()];
-const RNG: &[Param] = &[
+/// The keys of `rng0`.
+pub(crate) const RNG: &[Param] = &[
     Param::int("max_bytes").opt(),
     Param::int("period").opt(),
     Param::choice("source", &["/dev/urandom", "/dev/random", "/dev/hwrng"]).default_key(),

@@ -71,6 +71,8 @@ pub(crate) struct World {
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) pools: BTreeMap<String, Option<String>>,
     pub(crate) vms: BTreeMap<u32, Vm>,
+    /// Containers, of which nothing is known but their nodes.
+    pub(crate) containers: BTreeMap<u32, String>,
     pub(crate) images: Images,
     pub(crate) tasks: Vec<Task>,
     /// Tags that others than Sys.Modify holders may use; none means all.
@@ -94,6 +96,7 @@ impl World {
             bridges: spec.bridges,
             pools: spec.pools.into_iter().map(|pool| (pool, None)).collect(),
             vms: BTreeMap::new(),
+            containers: BTreeMap::new(),
             images: Images::new(),
             tasks: Vec::new(),
             allowed_tags: spec.allowed_tags,
@@ -114,6 +117,20 @@ impl World {
     /// As [`Self::vm`].
     pub(crate) fn vm_mut(&mut self, node: &str, vmid: u32) -> Result<&mut Vm, Failure> {
         self.vms.get_mut(&vmid).filter(|vm| vm.node == node).ok_or_else(|| no_config(node, vmid))
+    }
+
+    /// Who has a VMID, which is only one guest's in the whole cluster: `VM` or `CT`, and its node.
+    pub(crate) fn owner_of(&self, vmid: u32) -> Option<(&'static str, &str)> {
+        let vm = self.vms.get(&vmid).map(|vm| ("VM", vm.node.as_str()));
+        vm.or_else(|| self.containers.get(&vmid).map(|node| ("CT", node.as_str())))
+    }
+
+    /// Puts a new VM's first configuration at a free VMID: nothing but its lock.
+    pub(crate) fn reserve(&mut self, vmid: u32, node: &str, lock: &str) {
+        let mut vm = Vm { node: node.into(), ..Vm::default() };
+        vm.config.set("lock", lock);
+        self.told.remove(&vmid);
+        self.vms.insert(vmid, vm);
     }
 
     pub(crate) fn new_upid(&mut self, node: &str, kind: &str, id: &str, who: &Identity, now: i64) -> Upid {
@@ -215,7 +232,7 @@ impl World {
     }
 
     pub(crate) fn free_vmid(&self) -> u32 {
-        (100..=999_999_999).find(|vmid| !self.vms.contains_key(vmid)).unwrap_or(100)
+        (100..=999_999_999).find(|vmid| self.owner_of(*vmid).is_none()).unwrap_or(100)
     }
 
     /// Everything that a test may want to compare: VMs, volumes, pools, rules; no times.
@@ -250,6 +267,7 @@ impl World {
             .collect();
         json!({
             "vms": vms,
+            "containers": self.containers,
             "images": images,
             "files": self.files(),
             "pools": self.access.pools,

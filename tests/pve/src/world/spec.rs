@@ -77,6 +77,9 @@ pub struct UserSpec {
     /// Cannot do anything.
     #[serde(default)]
     pub disabled: bool,
+    /// Has a second factor, which no answer to its challenge is simulated for.
+    #[serde(default)]
+    pub tfa: bool,
 }
 
 /// One line of the access list.
@@ -183,7 +186,12 @@ impl WorldSpec {
         let root = User { password: Some(self.root_password.clone()), ..User::default() };
         access.users.insert("root@pam".into(), root);
         for user in &self.users {
-            let made = User { password: user.password.clone(), disabled: user.disabled, ..User::default() };
+            let made = User {
+                password: user.password.clone(),
+                disabled: user.disabled,
+                tfa: user.tfa,
+                ..User::default()
+            };
             access.users.insert(user.id.clone(), made);
         }
         for token in &self.tokens {

@@ -119,12 +119,11 @@ pub(crate) static ENDPOINTS: &[Endpoint] = &[
         .protected(),
 ];
 
-/// A running VM's agent, its socket held by this call alone.
+/// A running VM's agent. Each command connects to its socket, which takes one client at a time: another
+/// call's may come between two of ours.
 struct Agent {
     call: Call,
     machine: Arc<dyn Machine>,
-    #[expect(dead_code, reason = "held for its drop")]
-    socket: tokio::sync::OwnedMutexGuard<()>,
 }
 
 impl Agent {
@@ -143,11 +142,10 @@ impl Agent {
             let machine = vm.running().ok_or_else(|| format!("VM {vmid} is not running"))?;
             (machine, has_agent_port(vm))
         };
-        let waiting = call.sim.agent_socket(vmid).lock_owned();
-        let socket = tokio::time::timeout(call.sim.clock.span(3.0), waiting)
-            .await
-            .map_err(|_| format!("unable to connect to VM {vmid} qga socket - timeout after 31 retries"))?;
-        let agent = Self { call, machine, socket };
+        let agent = Self { call, machine };
+        let Ok(socket) = agent.connect("guest-ping").await else {
+            return Err("QEMU guest agent is not running".into());
+        };
         let silent = !port || agent.hangs();
         let answered = !silent && {
             let limit = agent.call.sim.clock.span(3.0);
@@ -156,7 +154,18 @@ impl Agent {
         if silent {
             agent.call.sim.clock.sleep(3.0).await;
         }
+        drop(socket);
         if answered { Ok(agent) } else { Err("QEMU guest agent is not running".into()) }
+    }
+
+    /// # Errors
+    /// Somebody else holds the socket for 3 s.
+    async fn connect(&self, command: &str) -> Result<tokio::sync::OwnedMutexGuard<()>, Failure> {
+        let vmid = self.call.args.vmid();
+        let waiting = self.call.sim.agent_socket(vmid).lock_owned();
+        let connected = tokio::time::timeout(self.call.sim.clock.span(3.0), waiting).await;
+        let text = format!("unable to connect to VM {vmid} qga socket - timeout after 31 retries");
+        connected.map_err(|_| self.failed(command, &text))
     }
 
     fn hangs(&self) -> bool {
@@ -164,7 +173,7 @@ impl Agent {
     }
 
     /// # Errors
-    /// The timeout's text; the agent's own refusals come back as they are.
+    /// The socket's or the timeout's text; the agent's own refusals come back as they are.
     async fn ask(&self, command: &str, arguments: Value) -> Result<Result<Value, AgentError>, Failure> {
         let seconds = match command {
             "guest-fsfreeze-thaw" => 180.0,
@@ -173,16 +182,18 @@ impl Agent {
             _ => 5.0,
         };
         let limit = self.call.sim.clock.span(seconds);
+        let _socket = self.connect(command).await?;
         match self.machine.agent(command, arguments, limit).await {
-            Err(AgentError::Timeout) => Err(self.timed_out(command)),
-            Err(AgentError::NotRunning) => Err(format!("VM {} is not running", self.call.args.vmid()).into()),
+            Err(AgentError::Timeout) => Err(self.failed(command, "got timeout")),
+            Err(AgentError::NotRunning) => Err(self.failed(command, "client closed connection")),
             other => Ok(other),
         }
     }
 
-    fn timed_out(&self, command: &str) -> Failure {
+    /// What the server's QMP client dies of.
+    fn failed(&self, command: &str, text: &str) -> Failure {
         let word = if self.call.sim.world().release.major() < 9 { "qmp" } else { "qga" };
-        format!("VM {} {word} command '{command}' failed - got timeout", self.call.args.vmid()).into()
+        format!("VM {} {word} command '{command}' failed - {text}", self.call.args.vmid()).into()
     }
 
     /// As [`Self::ask`], for calls that turn the agent's refusals into errors.
@@ -243,7 +254,7 @@ async fn exec(call: Call) -> Answer {
             vm.agent_hangs = true;
         }
         agent.call.sim.clock.sleep(5.0).await;
-        return Err(agent.timed_out("guest-exec"));
+        return Err(agent.failed("guest-exec", "got timeout"));
     }
     let mut arguments = json!({ "path": command.first(), "capture-output": true });
     if command.len() > 1 {

@@ -1,6 +1,6 @@
 //! Changing a VM's configuration: pending values, hot-plug, and volumes that come and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
@@ -310,6 +310,8 @@ async fn set_key(disks: Disks<'_>, plan: &Plan, key: &str, value: &str) -> Resul
         stored = with_mac(key, value);
     } else if key == "vmgenid" && value == "1" {
         stored = crate::random::uuid();
+    } else if key == "boot" {
+        check_boot_order(disks, plan, value)?;
     }
     with_config(disks, vmid, |config| {
         config.deleted.remove(key);
@@ -323,6 +325,24 @@ async fn set_key(disks: Disks<'_>, plan: &Plan, key: &str, value: &str) -> Resul
             config.pending.insert(key.into(), stored);
         }
     })
+}
+
+/// # Errors
+/// The order names a device that is not there, or that the same change deletes.
+fn check_boot_order(disks: Disks<'_>, plan: &Plan, value: &str) -> Result<(), Failure> {
+    let parts = parse_property(vm::BOOT, value.trim()).unwrap_or_default();
+    let order = parts.get("order").map_or("", String::as_str);
+    let known = with_config(disks, plan.vmid, |config| {
+        let all = config.keys.keys().chain(config.pending.keys()).chain(plan.set.keys());
+        all.cloned().collect::<BTreeSet<_>>()
+    })?;
+    let bad = split_list(order)
+        .find(|device| !known.contains(*device) || plan.delete.iter().any(|deleted| deleted == device));
+    match bad {
+        // The stray quote is Proxmox's.
+        Some(device) => Err(format!("invalid bootorder: device '{device}' does not exist'").into()),
+        None => Ok(()),
+    }
 }
 
 /// Keys that a running VM takes over at once.

@@ -43,6 +43,9 @@ fn may_clone(
     if new || pool { Ok(()) } else { Err(Failure::forbidden_bare()) }
 }
 
+/// What a clone's first configuration says beside its lock.
+const TEMPORARY: &str = " qmclone temporary file";
+
 /// A clone that has passed its checks.
 struct Plan {
     from: u32,
@@ -64,11 +67,6 @@ async fn clone(call: Call) -> Answer {
     {
         let world = call.sim.world();
         check(&world, &call, &plan)?;
-    }
-    let taken = format!("unable to create VM {}: config file already exists", plan.to);
-    super::create::reserve(&call, plan.to, "clone").map_err(|_| taken)?;
-    if let Ok(vm) = call.sim.world().vm_mut(&call.node, plan.to) {
-        vm.config.set("description", " qmclone temporary file");
     }
     call.task("qmclone", &plan.from.to_string(), move |worker| async move { work(worker, plan).await })
 }
@@ -124,9 +122,7 @@ fn check(world: &World, call: &Call, plan: &Plan) -> Result<(), Failure> {
     if let Some((name, _)) = forbidden.iter().find(|(_, given)| *given && !plan.full) {
         return Err(format!("parameter '{name}' not allowed for linked clones").into());
     }
-    if world.vms.contains_key(&plan.to) {
-        return Err(format!("unable to create VM {}: config file already exists", plan.to).into());
-    }
+    check_free(world, plan)?;
     let rights = Rights { world, who: &call.who, node: &call.node, vmid: plan.to, pool: None };
     for (key, drive) in drives(keys) {
         if !drive.has_volume() {
@@ -153,9 +149,42 @@ fn check(world: &World, call: &Call, plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Only this node's VMs are looked at: the rest of the cluster shows in the task.
+fn check_free(world: &World, plan: &Plan) -> Result<(), String> {
+    match world.vm(&plan.node, plan.to) {
+        Ok(_) => Err(format!("unable to create VM {}: config file already exists", plan.to)),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Takes the VMID, which the call has not done: somebody else may have been faster.
+fn reserve(worker: &Worker, plan: &Plan) -> Result<(), String> {
+    worker.taken_point(plan.to);
+    let Plan { node, to, .. } = plan;
+    let mut world = worker.sim.world();
+    check_free(&world, plan)?;
+    if world.owner_of(*to).is_some() {
+        let file = format!("/etc/pve/nodes/{node}/qemu-server/{to}.conf");
+        return Err(format!("close (rename) atomic file '{file}' failed: File exists"));
+    }
+    world.reserve(*to, node, "clone");
+    world.vm_mut(node, *to).map_err(|failure| failure.text())?.config.set("description", TEMPORARY);
+    Ok(())
+}
+
 async fn work(worker: Worker, plan: Plan) -> Result<(), String> {
+    let source_lock = worker.lock_shared(plan.from).await?;
+    let target_lock = worker.lock(plan.to).await?;
+    let keys = {
+        let world = worker.sim.world();
+        let source = world.vm(&plan.node, plan.from).map_err(|failure| failure.text())?;
+        source.config.check_lock()?;
+        source_keys(source, &plan)?.clone()
+    };
+    reserve(&worker, &plan)?;
     let mut made = Vec::new();
-    let result = copy(&worker, &plan, &mut made).await;
+    let result = copy(&worker, &plan, keys, &mut made).await;
+    drop((target_lock, source_lock));
     if let Err(error) = result {
         let disks = Disks { sim: &worker.sim, node: &plan.target, task: None };
         for volid in made {
@@ -164,28 +193,19 @@ async fn work(worker: Worker, plan: Plan) -> Result<(), String> {
             }
         }
         worker.sim.world().vms.remove(&plan.to);
-        return Err(error);
+        return Err(format!("clone failed: {error}"));
     }
     Ok(())
 }
 
-async fn copy(worker: &Worker, plan: &Plan, made: &mut Vec<String>) -> Result<(), String> {
-    let target_lock = worker.lock(plan.to).await?;
-    let source_lock = worker.lock_shared(plan.from).await?;
-    let mut keys = {
-        let world = worker.sim.world();
-        let source = world.vm(&plan.node, plan.from).map_err(|failure| failure.text())?;
-        source.config.check_lock()?;
-        source_keys(source, plan)?.clone()
-    };
-    worker.fault_point().await.map_err(|error| format!("clone failed: {error}"))?;
+async fn copy(worker: &Worker, plan: &Plan, mut keys: Keys, made: &mut Vec<String>) -> Result<(), String> {
+    worker.fault_point().await?;
     let disks = Disks { sim: &worker.sim, node: &plan.target, task: Some(worker) };
     for (key, drive) in drives(&keys) {
         if !drive.has_volume() || drive.is_cdrom() && !drive.is_cloud_init() {
             continue;
         }
-        let new =
-            copy_drive(disks, plan, &key, &drive).await.map_err(|error| format!("clone failed: {error}"))?;
+        let new = copy_drive(disks, plan, &key, &drive).await?;
         made.push(new.file.clone());
         keys.insert(key.clone(), new.print(&key));
     }
@@ -200,7 +220,6 @@ async fn copy(worker: &Worker, plan: &Plan, made: &mut Vec<String>) -> Result<()
     if let Some(pool) = &plan.pool {
         world.access.pools.entry(pool.clone()).or_default().insert(plan.to);
     }
-    drop((source_lock, target_lock));
     Ok(())
 }
 

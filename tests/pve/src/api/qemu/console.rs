@@ -1,5 +1,7 @@
 //! Keys, the monitor, and consoles over websockets.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -106,24 +108,12 @@ async fn vnc_proxy(call: Call) -> Answer {
     let vmid = call.args.vmid();
     let machine = call.sim.world().vm(&call.node, vmid)?.running();
     let password = random::hex(4);
-    let ticket = format!("PWD{}:PVEVNC:{:08X}::{}", random::hex(4), call.sim.clock.now(), random::hex(32));
+    let ticket = format!("PWD{}:{}", random::hex(4), ticket(&call));
     let socket = machine.as_ref().map(|machine| machine.vnc_socket().to_owned()).unwrap_or_default();
     if let Some(machine) = machine {
         machine.set_vnc_password(&password).await?;
     }
-    let (port, upid) = proxy(
-        &call,
-        "vncproxy",
-        Waiting {
-            ticket: ticket.clone(),
-            who: call.who.full(),
-            vmid,
-            socket,
-            terminal: false,
-            taken: None,
-            over: false,
-        },
-    )?;
+    let (port, upid) = proxy(&call, &ticket, socket, false)?;
     let cert = held(&call.sim.certificate).pem.clone();
     Ok(json!({
         "user": call.who.full(), "ticket": ticket, "password": password, "port": port.to_string(),
@@ -145,30 +135,30 @@ async fn term_proxy(call: Call) -> Answer {
         let number = key.trim_start_matches("serial").parse().unwrap_or(0);
         vm.running().and_then(|machine| machine.serial_socket(number)).unwrap_or_default()
     };
-    let ticket = format!("PVEVNC:{:08X}::{}", call.sim.clock.now(), random::hex(32));
-    let (port, upid) = proxy(
-        &call,
-        "vncproxy",
-        Waiting {
-            ticket: ticket.clone(),
-            who: call.who.full(),
-            vmid,
-            socket,
-            terminal: true,
-            taken: None,
-            over: false,
-        },
-    )?;
+    let ticket = ticket(&call);
+    let (port, upid) = proxy(&call, &ticket, socket, true)?;
     Ok(json!({ "user": call.who.full(), "ticket": ticket, "port": port.to_string(), "upid": upid }).into())
 }
 
+fn ticket(call: &Call) -> String {
+    format!("PVEVNC:{:08X}::{}", call.sim.clock.now(), random::signature())
+}
+
 /// Puts a console on a port; its task waits 10 s for a client, then as long as the client stays.
-fn proxy(call: &Call, kind: &str, mut waiting: Waiting) -> Result<(u16, String), Failure> {
+fn proxy(call: &Call, ticket: &str, socket: PathBuf, terminal: bool) -> Result<(u16, String), Failure> {
     let (taken, client) = oneshot::channel();
-    let vmid = waiting.vmid;
-    waiting.taken = Some(taken);
+    let vmid = call.args.vmid();
+    let waiting = Waiting {
+        ticket: ticket.into(),
+        who: call.who.full(),
+        vmid,
+        socket,
+        terminal,
+        taken: Some(taken),
+        over: false,
+    };
     let port = call.sim.consoles.add(waiting).ok_or("no free port")?;
-    let upid = call.fork(kind, &vmid.to_string(), move |worker: Worker| async move {
+    let upid = call.fork("vncproxy", &vmid.to_string(), move |worker: Worker| async move {
         let came = tokio::select! {
             came = tokio::time::timeout(worker.sim.clock.span(10.0), client) => came,
             () = worker.cancelled() => {
@@ -206,7 +196,8 @@ async fn websocket(call: Call) -> Answer {
     let console = waiting.taken.take().and_then(|taken| {
         let (done, gone) = oneshot::channel();
         taken.send(gone).ok()?;
-        let hello = format!("{}:{}", waiting.who, waiting.ticket);
+        let barred = call.who.token.is_some() && call.sim.world().release.major() < 9;
+        let hello = (!barred).then(|| format!("{}:{}", waiting.who, waiting.ticket));
         Some(Console { socket: waiting.socket.clone(), terminal: waiting.terminal, hello, done })
     });
     Ok(Reply::Websocket(Bridge { key: upgrade.key, binary: upgrade.binary, console }))

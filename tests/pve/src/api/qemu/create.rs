@@ -10,9 +10,9 @@ use crate::random;
 use crate::schema::{Arg, Args, Param, parse_property, print_property, vm};
 use crate::sim::Call;
 use crate::worker::Worker;
-use crate::world::config::{Config, Drive, Keys, default_boot, is_drive};
+use crate::world::World;
+use crate::world::config::{Drive, Keys, default_boot, is_drive};
 use crate::world::lock::Guard;
-use crate::world::{Vm, World};
 
 pub(crate) static ENDPOINTS: &[Endpoint] = &[Endpoint::new(
     "POST",
@@ -54,10 +54,14 @@ async fn create(mut call: Call) -> Answer {
         let world = call.sim.world();
         let rights = Rights { world: &world, who: &call.who, node: &call.node, vmid, pool: pool.as_deref() };
         check_rights(&world, rights, &call.args)?;
+        // Release 8 does not look (transcript 04, line 136).
+        if start && world.release.major() >= 9 {
+            rights.check_vm(&["VM.PowerMgmt"])?;
+        }
     }
     let failed = |text: String| Failure::died(format!("unable to create VM {vmid} - {text}"));
     let guard = call.sim.locks.exclusive(vmid, 5.0).await.map_err(failed)?;
-    reserve(&call, vmid, "create").map_err(failed)?;
+    reserve(&call, vmid).map_err(failed)?;
     let plan = Plan {
         vmid,
         node: call.node.clone(),
@@ -78,15 +82,12 @@ async fn create(mut call: Call) -> Answer {
 ///
 /// # Errors
 /// Somebody has it already.
-pub(super) fn reserve(call: &Call, vmid: u32, lock: &str) -> Result<(), String> {
+fn reserve(call: &Call, vmid: u32) -> Result<(), String> {
     let mut world = call.sim.world();
-    if let Some(vm) = world.vms.get(&vmid) {
-        return Err(format!("VM {vmid} already exists on node '{}'", vm.node));
+    if let Some((kind, node)) = world.owner_of(vmid) {
+        return Err(format!("{kind} {vmid} already exists on node '{node}'"));
     }
-    let mut config = Config::default();
-    config.set("lock", lock);
-    world.told.remove(&vmid);
-    world.vms.insert(vmid, Vm { node: call.node.clone(), config, ..Vm::default() });
+    world.reserve(vmid, &call.node, "create");
     Ok(())
 }
 

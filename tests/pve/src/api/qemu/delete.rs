@@ -6,6 +6,7 @@ use crate::disk::Disks;
 use crate::schema::Param;
 use crate::sim::Call;
 use crate::worker::Worker;
+use crate::world::Vm;
 use crate::world::config::drives;
 use crate::world::storage::StorageKind;
 
@@ -38,9 +39,7 @@ async fn destroy(call: Call) -> Answer {
         if vm.config.get("protection") == Some("1") {
             return Err(format!("can't remove VM {vmid} - protection mode enabled").into());
         }
-        if vm.running().is_some() {
-            return Err(format!("VM {vmid} is running - destroy failed").into());
-        }
+        check_stopped(vm, vmid)?;
     }
     let node = call.node.clone();
     let purge = call.args.flag("purge");
@@ -71,18 +70,24 @@ async fn destroy(call: Call) -> Answer {
     })
 }
 
+/// Looked at before the task and, as others may have been faster, in it.
+fn check_stopped(vm: &Vm, vmid: u32) -> Result<(), String> {
+    if vm.running().is_some() { Err(format!("VM {vmid} is running - destroy failed")) } else { Ok(()) }
+}
+
 /// The volumes that go with a VM.
 ///
 /// # Errors
-/// A lock, or a base volume that linked clones hang on; LVM-thin does not notice those.
+/// It runs by now, a lock, or a base volume that linked clones hang on; LVM-thin does not notice those.
 fn volumes(disks: Disks<'_>, vmid: u32, skip_lock: bool) -> Result<Vec<String>, String> {
     let keys = {
         let world = disks.sim.world();
-        let config = &world.vm(disks.node, vmid).map_err(|failure| failure.text())?.config;
+        let vm = world.vm(disks.node, vmid).map_err(|failure| failure.text())?;
+        check_stopped(vm, vmid)?;
         if !skip_lock {
-            config.check_lock()?;
+            vm.config.check_lock()?;
         }
-        config.keys.clone()
+        vm.config.keys.clone()
     };
     let attached = drives(&keys).into_iter().map(|(_, drive)| drive);
     let own = attached.filter(|drive| drive.has_volume() && (!drive.is_cdrom() || drive.is_cloud_init()));

@@ -55,7 +55,10 @@ impl Rights<'_> {
     }
 
     /// One of these, on the pool if there is one, else on the VM.
-    fn check_vm(&self, wanted: &[&str]) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// 403.
+    pub(crate) fn check_vm(&self, wanted: &[&str]) -> Result<(), Failure> {
         if let Some(pool) = self.pool {
             let held = self.world.access.held(self.who, &format!("/pool/{pool}"));
             if wanted.iter().any(|privilege| held.contains_key(*privilege)) {
@@ -100,7 +103,8 @@ impl Rights<'_> {
         }
     }
 
-    /// Serial ports, USB and PCI devices of the host are root's.
+    /// Serial ports, USB and PCI devices of the host are root's; its CPU models and its source of
+    /// randomness are for those who may use their mappings.
     ///
     /// # Errors
     /// 500 as the server words it.
@@ -110,6 +114,15 @@ impl Rights<'_> {
         }
         let real =
             |what: &str| Err(Failure::died(format!("only root can set '{key}' config for {what} devices")));
+        let part = |keys, name: &str| parse_property(keys, value).unwrap_or_default().remove(name);
+        if key == "cpu" {
+            let model = part(vm::CPU, "cputype").unwrap_or_default();
+            let custom = model.strip_prefix("custom-").map(|name| format!("/mapping/cpu/{name}"));
+            return custom.map_or(Ok(()), |path| self.world.access.check(self.who, &path, &["Mapping.Use"]));
+        }
+        if key == "rng0" && part(vm::RNG, "source").as_deref() == Some("/dev/hwrng") {
+            return self.world.access.check(self.who, "/mapping/hwrng", &["Mapping.Use"]);
+        }
         if key.starts_with("serial") {
             if value != "socket" {
                 return real("real");
