@@ -15,6 +15,7 @@ mod ready;
 mod requests;
 mod taken;
 mod whole;
+mod worlds;
 
 #[path = "../faults/build.rs"]
 #[expect(dead_code, reason = "other tests use the rest of it")]

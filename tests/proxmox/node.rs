@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use pve_sim::machine::Qemu;
-use pve_sim::{Options, Rule, Simulator, WorldSpec};
+use pve_sim::{AclSpec, Options, Release, Rule, Simulator, TokenSpec, WorldSpec};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -27,6 +27,25 @@ const TASKS_END: Duration = Duration::from_secs(3);
 /// The template's own VMID.
 pub(crate) const TEMPLATE: &str = "9000";
 
+/// What `forge doctor` asks for on VMs, beside the agent.
+const VM_RIGHTS: [&str; 13] = [
+    "VM.Allocate",
+    "VM.Audit",
+    "VM.Clone",
+    "VM.Config.CDROM",
+    "VM.Config.CPU",
+    "VM.Config.Cloudinit",
+    "VM.Config.Disk",
+    "VM.Config.HWType",
+    "VM.Config.Memory",
+    "VM.Config.Network",
+    "VM.Config.Options",
+    "VM.Console",
+    "VM.PowerMgmt",
+];
+
+const TOKEN: &str = "forge@pve!ci";
+
 /// What is different on a node.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Setting {
@@ -34,14 +53,18 @@ pub(crate) struct Setting {
     pub(crate) guest: String,
     /// Keys of the profile's `[proxmox]` table beside those that it needs.
     pub(crate) profile: String,
+    /// The node to build on, where it is not `asgard`.
+    pub(crate) node: String,
+    /// The cluster. Its one token may do what `forge doctor` asks for, and nothing else.
+    pub(crate) world: WorldSpec,
+    /// Whether the token may delete media, too.
+    pub(crate) deletes_media: bool,
     /// Keys of the template's `[proof]` table.
     pub(crate) proof: String,
     /// What goes wrong.
     pub(crate) rules: Vec<Rule>,
     /// How many times faster time runs.
     pub(crate) faster: Option<u32>,
-    /// What the cluster starts with.
-    pub(crate) world: Option<WorldSpec>,
 }
 
 /// A simulated node with a root beside it.
@@ -63,7 +86,7 @@ impl Node {
         options.hypervisor = Arc::new(Qemu::default());
         options.qemu = root.path("bin/qemu");
         options.faults.clone_from(&setting.rules);
-        options.world = setting.world.clone().unwrap_or_default();
+        options.world = with_rights(setting);
         let wrapper = format!(
             "#!/bin/sh\nFORGE_FAKE={} FORGE_FAKE_NOTES={} FORGE_FAKE_SSH={} exec \
              {}/tests/fake/qemu-system-x86_64 \"$@\"\n",
@@ -79,16 +102,18 @@ impl Node {
         let runtime = runtime.unwrap();
         let simulator = runtime.block_on(Simulator::start(options)).unwrap();
         let node = Self { simulator, root, faster, _runtime: runtime, _state: state };
-        node.write_profile(&setting.profile);
+        node.write_profile(setting);
         node.write_proof(&setting.proof);
         node
     }
 
-    fn write_profile(&self, more: &str) {
+    fn write_profile(&self, setting: &Setting) {
+        let more = &setting.profile;
+        let node = if setting.node.is_empty() { "asgard" } else { &setting.node };
         let profile = format!(
             "schema = 1\n[machine]\nkvm = false\ncpu = \"max\"\n[http]\nbind = \"127.0.0.1\"\n\
              advertise = \"10.0.2.2\"\n[proxmox]\nendpoints = [\"{}\"]\nfingerprint = \"{}\"\n\
-             node = \"asgard\"\nvmids = \"8000-8009\"\n{more}\n",
+             node = \"{node}\"\nvmids = \"8000-8009\"\n{more}\n",
             self.simulator.endpoint(),
             self.simulator.fingerprint(),
         );
@@ -170,10 +195,69 @@ impl Node {
     }
 }
 
+/// Returns the cluster with a token that has the documented rights, where they are documented to be: on
+/// VMs or the pool, on each storage by what it is for, on bridge and node.
+fn with_rights(setting: &Setting) -> WorldSpec {
+    let mut world = setting.world.clone();
+    let agent = if world.release == Release::V9 { "VM.GuestAgent.Unrestricted" } else { "VM.Monitor" };
+    let vms = [&VM_RIGHTS[..], &[agent]].concat();
+    let mut grants = match world.pools.first() {
+        Some(pool) => vec![(format!("/pool/{pool}"), [&vms[..], &["Pool.Audit"]].concat())],
+        None => vec![("/vms".to_owned(), vms)],
+    };
+    for storage in &world.storages {
+        let holds = |content: &str| storage.content.iter().any(|held| held == content);
+        let rights = [
+            ("Datastore.Audit", true),
+            ("Datastore.AllocateSpace", holds("images")),
+            ("Datastore.AllocateTemplate", holds("iso")),
+            ("Datastore.Allocate", holds("iso") && setting.deletes_media),
+        ];
+        let rights = rights.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect();
+        grants.push((format!("/storage/{}", storage.id), rights));
+    }
+    grants.push(("/sdn/zones/localnetwork/vmbr0".to_owned(), vec!["SDN.Use"]));
+    grants.push(("/nodes".to_owned(), vec!["Sys.AccessNetwork", "Sys.Audit"]));
+    for (at, (path, rights)) in grants.into_iter().enumerate() {
+        let role = format!("Forge{at}");
+        world.roles.insert(role.clone(), rights.into_iter().map(String::from).collect());
+        // A token has what both it and its user have.
+        let acl = |who: &str| AclSpec { path: path.clone(), who: who.into(), role: role.clone() };
+        world.acls.extend([acl("forge@pve"), acl(TOKEN)]);
+    }
+    world.tokens = vec![TokenSpec {
+        id: TOKEN.to_owned(),
+        secret: "5f0c6b1e-1d3c-4f5a-9a57-1d2f3c4b5a69".to_owned(),
+        privsep: true,
+        expire: 0,
+        comment: None,
+    }];
+    world
+}
+
+/// Takes the VMs of that kind with their volumes out of the world, and returns how many there were.
+pub(crate) fn take_vms(world: &mut Value, is_it: impl Fn(&Value) -> bool) -> usize {
+    let all = world["vms"].as_object().unwrap().clone();
+    let gone: Vec<_> = all.iter().filter(|(_, vm)| is_it(vm)).map(|(vmid, _)| vmid).collect();
+    for vmid in &gone {
+        world["vms"].as_object_mut().unwrap().remove(*vmid);
+        let own = |image: &Value| image["volid"].as_str().unwrap().contains(&format!("-{vmid}-"));
+        world["images"].as_array_mut().unwrap().retain(|image| !own(image));
+        for members in world["pools"].as_object_mut().unwrap().values_mut() {
+            members.as_array_mut().unwrap().retain(|member| member.as_u64() != vmid.parse().ok());
+        }
+    }
+    gone.len()
+}
+
+pub(crate) fn is_template(vm: &Value) -> bool {
+    vm["config"]["template"] == "1"
+}
+
 /// Tells whether a file is one that the next build uses again: named by its digest.
 fn is_cached(file: &Value) -> bool {
     let volid = file["volid"].as_str().unwrap();
-    let name = volid.strip_prefix("local:iso/").and_then(|name| name.strip_suffix(".iso"));
+    let name = volid.split_once(":iso/").and_then(|(_, name)| name.strip_suffix(".iso"));
     let digest = name.and_then(|name| name.rsplit_once('-')).map(|(_, digest)| digest);
     digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|it| it.is_ascii_hexdigit()))
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::again::HELD;
-use crate::pve::{Error, Vm, VmConfig};
+use crate::pve::{Error, HELD, Vm, VmConfig};
 
 /// What became of a VM that was to be destroyed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,13 +18,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Cluster;
-use super::again::{HELD, settle, when_free};
 use super::destroy::{Destroyed, config, destroy_if};
 use super::marks::{Marks, RENEW, State};
 use super::site::{failed, server_now};
 use crate::builder::{Keeper, Kept};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::pve::{ConfigChange, Error, Seen, TaskState, Upid, Vm, VmConfig, Vmid};
+use crate::pve::{ConfigChange, Error, HELD, Seen, TaskState, Upid, Vm, VmConfig, Vmid};
 use crate::run::{Ending, Run, UndoId, Undone};
 
 /// How long removing a VM may take: the end of its creation, its stop, its disks.
@@ -145,7 +144,7 @@ impl Cluster<'_> {
     ) -> Result<Option<OwnVm>, Failure> {
         let claim = self.claim(run, vmid, purpose, uuid)?;
         // What is copied may be held, by a backup for instance.
-        let sent = when_free(&self.client, HELD, &|| Box::pin(self.request(&claim, make))).await;
+        let sent = self.client.when_free(HELD, &|| Box::pin(self.request(&claim, make))).await;
         let lost = match sent {
             Ok(written_down) => {
                 written_down.kind(Kind::Infrastructure)?;
@@ -326,7 +325,7 @@ impl Removal {
 /// Changes a VM as soon as nothing else holds it. A lost answer does not matter: the same is set again.
 pub(super) async fn set(vm: &Vm, change: &ConfigChange) -> Result<(), Error> {
     let again = || -> BoxFuture<'_, _> { Box::pin(async { Ok(Seen::NotDone) }) };
-    settle(vm.client(), &|| Box::pin(vm.set(change)), &again).await
+    vm.client().settle(&|| Box::pin(vm.set(change)), &again).await
 }
 
 /// Writes another state into a VM's marks and, as far as that is allowed, its tags.
