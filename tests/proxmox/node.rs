@@ -28,7 +28,7 @@ const TASKS_END: Duration = Duration::from_secs(3);
 pub(crate) const TEMPLATE: &str = "9000";
 
 /// What `forge doctor` asks for on VMs, beside the agent.
-const VM_RIGHTS: [&str; 13] = [
+pub(crate) const VM_RIGHTS: [&str; 13] = [
     "VM.Allocate",
     "VM.Audit",
     "VM.Clone",
@@ -59,6 +59,8 @@ pub(crate) struct Setting {
     pub(crate) world: WorldSpec,
     /// Whether the token may delete media, too.
     pub(crate) deletes_media: bool,
+    /// A right that the token lacks.
+    pub(crate) without: String,
     /// Keys of the template's `[proof]` table.
     pub(crate) proof: String,
     /// What goes wrong.
@@ -220,7 +222,8 @@ fn with_rights(setting: &Setting) -> WorldSpec {
     grants.push(("/nodes".to_owned(), vec!["Sys.AccessNetwork", "Sys.Audit"]));
     for (at, (path, rights)) in grants.into_iter().enumerate() {
         let role = format!("Forge{at}");
-        world.roles.insert(role.clone(), rights.into_iter().map(String::from).collect());
+        let rights = rights.into_iter().filter(|right| *right != setting.without);
+        world.roles.insert(role.clone(), rights.map(String::from).collect());
         // A token has what both it and its user have.
         let acl = |who: &str| AclSpec { path: path.clone(), who: who.into(), role: role.clone() };
         world.acls.extend([acl("forge@pve"), acl(TOKEN)]);

@@ -4,7 +4,7 @@ use std::thread;
 
 use pve_sim::{Release, Storage, StorageKind, WorldSpec};
 
-use crate::node::{Node, Setting, is_template, take_vms};
+use crate::node::{Node, Setting, VM_RIGHTS, is_template, take_vms};
 use crate::requests::assert_requests_are_well;
 
 /// A cluster, and what is seen of it in the end.
@@ -128,6 +128,42 @@ fn builds_go_well_on_every_kind_of_cluster() {
     thread::scope(|scope| {
         for world in worlds() {
             scope.spawn(move || build(&world));
+        }
+    });
+}
+
+/// Returns how `forge doctor` ends, and what it says, with a token that lacks that right.
+fn doctor(without: &str) -> (Option<i32>, String) {
+    let node = Node::new(&Setting { without: without.into(), ..Setting::default() });
+    let ended = node.forge("doctor").args(["--on", "sim"]).output().unwrap();
+    (ended.status.code(), String::from_utf8(ended.stdout).unwrap())
+}
+
+/// Builds show whether the token has too little; this shows whether it has more than doctor asks for.
+#[test]
+fn doctor_misses_each_right_that_builds_have() {
+    let (code, said) = doctor("");
+    assert_eq!(code, Some(0), "{said}");
+    let others = [
+        "VM.Monitor",
+        "Datastore.AllocateSpace",
+        "Datastore.AllocateTemplate",
+        "Datastore.Audit",
+        "SDN.Use",
+        "Sys.AccessNetwork",
+        "Sys.Audit",
+    ];
+    let well = |said: &str| said.lines().filter(|line| line.starts_with("ok ")).count();
+    let all = well(&said);
+    thread::scope(|scope| {
+        for rights in [&VM_RIGHTS[..7], &VM_RIGHTS[7..], &others[..4], &others[4..]] {
+            scope.spawn(move || {
+                for right in rights {
+                    let (_, said) = doctor(right);
+                    let is_missed = said.contains(right) && well(&said) < all;
+                    assert!(is_missed, "doctor does not miss {right}: {said}");
+                }
+            });
         }
     });
 }
