@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use forge::builder::proxmox::access::{self, Place};
-use forge::definition::ProxmoxProfile;
-use pve_sim::{AclSpec, TokenSpec, UserSpec, WorldSpec};
 use serde_json::Value;
 
 use crate::node::{Node, Setting};
 
 fn node() -> Node {
-    Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() })
+    node_that_deletes(false)
+}
+
+/// Returns a node whose token may do what a build needs, and delete media if it is to.
+fn node_that_deletes(deletes_media: bool) -> Node {
+    let proof = "config_drive = false".into();
+    Node::new(&Setting { deletes_media, proof, ..Setting::default() })
 }
 
 /// Serves a file to everybody, and counts who takes it.
@@ -80,12 +83,6 @@ const CDROM: &[&str] = &["--var", "transport=cdrom", "--var", "fetch=1s"];
 fn open_volumes(node: &Node) -> Value {
     let text = fs::read_to_string(node.root.evidence().join("proxmox.json")).unwrap();
     serde_json::from_str::<Value>(&text).unwrap()["volumes"].clone()
-}
-
-/// Returns a node whose token may do what a build needs, and delete media if it is to.
-fn node_that_deletes(deletes_media: bool) -> Node {
-    let proof = "config_drive = false".into();
-    Node::new(&Setting { proof, deletes_media, ..Setting::default() })
 }
 
 #[test]
