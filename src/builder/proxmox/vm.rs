@@ -387,6 +387,8 @@ fn as_taken(error: Error, vmid: Vmid) -> Error {
 
 fn says_taken(text: &str, vmid: Vmid) -> bool {
     text.contains(&format!("unable to create VM {vmid}: config file already exists"))
+        // A clone's task finds out last: by a container, or on another node.
+        || text.contains(&format!("/{vmid}.conf' failed: File exists"))
         || ["VM", "CT"].iter().any(|kind| text.contains(&format!("{kind} {vmid} already exists")))
 }
 
@@ -524,6 +526,18 @@ mod tests {
             (task_failed("clone failed: VM 9001 already exists on node 'midgard'"), true),
             (task_failed("unable to create CT 9001 - CT 9001 already exists on node 'asgard'"), true),
             (task_failed("VM 90010 already exists on node 'asgard'"), false),
+            (
+                task_failed(
+                    "close (rename) atomic file '/etc/pve/nodes/a/lxc/9001.conf' failed: File exists",
+                ),
+                true,
+            ),
+            (
+                task_failed(
+                    "close (rename) atomic file '/etc/pve/nodes/a/lxc/19001.conf' failed: File exists",
+                ),
+                false,
+            ),
             (task_failed("cannot create 'rpool/data/vm-9001-disk-0': dataset already exists"), false),
             (task_failed(lock), false),
         ] {
