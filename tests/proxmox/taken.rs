@@ -58,3 +58,19 @@ fn a_template_that_somebody_holds_is_cloned_when_it_is_free() {
     }))]);
     node.start(&[]).finish().assert_code(0);
 }
+
+#[test]
+fn the_lock_of_a_task_that_was_killed_is_told_and_stays_in_the_journal() {
+    let node = Node::new(&Setting {
+        profile: "task_timeout = \"2s\"".into(),
+        rules: vec![rule(json!({
+            "method": "POST", "path": "/nodes/*/qemu", "action": "task-hangs", "deaf": true,
+        }))],
+        ..Setting::default()
+    });
+    let ended = node.start(&[]).finish();
+    ended.assert_code(17);
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains("bears the lock `create` of its task, which has died"), "{said}");
+    assert!(said.contains("qm unlock 80") && open(&node).len() == 1, "{said}");
+}

@@ -527,7 +527,7 @@ fn stuck(vm: &Vm, lock: &str) -> Failure {
     Failure::new(Kind::Infrastructure, error).hint(unlock(vm.vmid(), vm.node().as_str()))
 }
 
-fn unlock(vmid: Vmid, node: &str) -> String {
+pub(super) fn unlock(vmid: Vmid, node: &str) -> String {
     format!(
         "see first that nobody works on it; root alone may clear that: `qm unlock {vmid} && qm destroy {vmid} \
          --purge` on {node}"

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Cluster;
 use super::destroy::{Destroyed, config, destroy_if};
+use super::leftovers::unlock;
 use super::marks::{Marks, RENEW, State};
 use super::site::{failed, server_now};
 use crate::builder::{Keeper, Kept};
@@ -159,7 +160,7 @@ impl Cluster<'_> {
             Err(error) => return Err(failed(error)),
         };
         // A task that was found in a list, and a VM that is there, may be another machine's with this token.
-        match settled(&claim.vm).await.map_err(failed)? {
+        match settled(&claim.vm, None).await.map_err(failed)? {
             Some(config) if claim.has_made(&config) => Ok(Some(self.own(claim, config))),
             // Somebody else's by now, or nobody's: whatever it is, it stays in the journal.
             Some(_) => Ok(None),
@@ -261,8 +262,19 @@ impl Removal {
         {
             self.vm.client().stop_task(upid).await?;
         }
-        let config = match settled(&self.vm).await? {
+        let own_task = match &request {
+            Request::Task(upid) if !upid.is_found() => Some(upid),
+            _ => None,
+        };
+        let config = match settled(&self.vm, own_task).await? {
             Some(config) if is_own(&config, self.vm.vmid(), &self.run) => config,
+            Some(config) if own_task.is_some() && is_being_made(&config) => {
+                let (vmid, lock) = (self.vm.vmid(), config.lock().unwrap_or_default());
+                bail!(
+                    "VM {vmid} bears the lock `{lock}` of its task, which has died; {}",
+                    unlock(vmid, self.vm.node().as_str())
+                )
+            }
             left => {
                 // What may still be made, or still is, stays in the journal for `forge leftovers`.
                 let is_over = match left {
@@ -358,12 +370,18 @@ pub(super) fn is_being_made(config: &VmConfig) -> bool {
     matches!(config.lock(), Some("create" | "clone"))
 }
 
-/// Returns a VM's configuration once nothing makes it any more; nothing when there is none.
-async fn settled(vm: &Vm) -> Result<Option<VmConfig>, Error> {
+/// Returns a VM's configuration once nothing makes it any more; nothing when there is none. Where the task
+/// that makes it is known, its end is enough: the lock of one that was killed stays.
+async fn settled(vm: &Vm, task: Option<&Upid>) -> Result<Option<VmConfig>, Error> {
     let deadline = Instant::now() + REMOVAL;
     loop {
+        // First, for it may end between both questions.
+        let has_ended = match task {
+            Some(upid) => !matches!(vm.client().task_state(upid).await?, TaskState::Running),
+            None => false,
+        };
         let config = config(vm).await?;
-        if !config.as_ref().is_some_and(is_being_made) || Instant::now() >= deadline {
+        if has_ended || !config.as_ref().is_some_and(is_being_made) || Instant::now() >= deadline {
             return Ok(config);
         }
         sleep(vm.client().pace().task_max).await;
