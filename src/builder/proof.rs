@@ -195,25 +195,22 @@ impl Subject<'_> {
         }
         let host_key = identity(self.communicator).await.kind(Kind::Guest)?.host_key;
         let target = Target { address: self.ssh, host_key };
-        let refused = Login::Refused(vec!["publickey".to_owned()]);
-        let logins = [
-            (
-                &*by_key,
-                target.login(user, self.key, Method::Key, "id -un && sudo -n id -un").await,
-                &Login::Accepted(format!("{user}\nroot")),
-            ),
-            (NO_PASSWORDS, target.login(user, self.key, Method::Password, "true").await, &refused),
-            (NO_ROOT, target.login("root", self.key, Method::Key, "true").await, &refused),
-        ];
-        let strange = logins.iter().find(|(_, login, _)| matches!(login, Login::Stranger(_)));
-        if let Some((_, login, _)) = strange.filter(|_| !self.is_routed) {
-            let reason = format!("another machine answers at {}: {}", self.ssh.ip(), describe(login));
+        let by_key_login = target.login(user, self.key, Method::Key, "id -un && sudo -n id -un").await;
+        let by_password = target.login(user, self.key, Method::Password, "true").await;
+        let as_root = target.login("root", self.key, Method::Key, "true").await;
+        let is_strange = |login: &&Login| matches!(login, Login::Stranger(_));
+        if !self.is_routed
+            && let Some(strange) = [&by_key_login, &by_password, &as_root].into_iter().find(is_strange)
+        {
+            let reason = format!("another machine answers at {}: {}", self.ssh.ip(), describe(strange));
             findings.not_proven(&[&*by_key, NO_PASSWORDS, NO_ROOT], &reason);
             return Ok(());
         }
-        for (name, login, expected) in logins {
-            findings.add(name, login == *expected, &describe(&login));
-        }
+        let accepted = Login::Accepted(format!("{user}\nroot"));
+        findings.add(&by_key, by_key_login == accepted, &describe(&by_key_login));
+        let refused = Login::Refused(vec!["publickey".to_owned()]);
+        findings.add(NO_PASSWORDS, by_password == refused, &describe(&by_password));
+        findings.add(NO_ROOT, as_root == refused, &describe(&as_root));
         Ok(())
     }
 

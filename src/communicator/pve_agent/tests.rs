@@ -338,8 +338,8 @@ async fn a_silent_agent_is_asked_every_five_seconds() {
 async fn a_silent_agent_is_asked_every_second_at_most_however_often_its_guest_calls() {
     let pauses = wait_in_vain(4, true).await;
     assert!(pauses.len() > 4, "calls are heard: {pauses:?}");
-    // What a question takes on its way is not the same each time.
-    let least = Pace::default().faster(50).agent * 9 / 10;
+    // What a question takes on its way is not the same each time, least of all on a busy machine.
+    let least = Pace::default().faster(50).agent / 2;
     assert!(pauses.iter().all(|pause| *pause >= least), "{pauses:?}");
 }
 
