@@ -32,6 +32,7 @@ mod random;
 mod record;
 mod schema;
 mod sim;
+mod sparse;
 pub mod ssh;
 mod strike;
 mod tls;

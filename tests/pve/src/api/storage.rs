@@ -1,6 +1,5 @@
 //! Storages of a node, their content, uploads and downloads.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -14,6 +13,7 @@ use crate::download;
 use crate::http::upload::real_path;
 use crate::schema::{Param, split_list};
 use crate::sim::Call;
+use crate::sparse::SparseFile;
 use crate::worker::Worker;
 use crate::world::World;
 use crate::world::storage::{Storage, content_folder, content_of, normalise_file_name, owner_of};
@@ -450,15 +450,13 @@ async fn copy_file(
     if let Some(folder) = to.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(failed)?;
     }
-    let mut source = File::open(from).await.map_err(failed)?.into_std().await;
-    let mut target = File::create(to).await.map_err(failed)?.into_std().await;
+    let mut source = File::open(from).await.map_err(failed)?;
+    let mut target = SparseFile::create(to).await.map_err(failed)?;
     let length = from.metadata().map_err(failed)?.len();
     for piece in 0..PIECES {
         let (start, end) = (length * piece / PIECES, length * (piece + 1) / PIECES);
-        let copied = tokio::task::spawn_blocking(move || {
-            std::io::copy(&mut (&mut source).take(end - start), &mut target).map(|_| (source, target))
-        });
-        (source, target) = copied.await.map_err(|error| error.to_string())?.map_err(failed)?;
+        target.copy(&mut source, end - start).await.map_err(failed)?;
+        target.flush().await.map_err(failed)?;
         if piece == 0 {
             worker.fault_point().await?;
         }
