@@ -102,9 +102,7 @@ impl Node {
 
     /// Returns how long each upload of a medium took, in seconds.
     fn end(mut self) -> Vec<f64> {
-        let ended = Command::new("kill").arg(self.process.id().to_string()).status().expect("kill");
-        assert!(ended.success());
-        self.process.wait().expect("the simulator ends");
+        self.stop();
         let text = fs::read_to_string(self.folder.join("requests.json")).expect("requests");
         let requests: Vec<Request> = serde_json::from_str(&text).expect("requests");
         let uploads = requests.iter().filter(|request| request.path.ends_with("/upload"));
@@ -113,9 +111,21 @@ impl Node {
             let ended = request.ended_ms.expect("it has ended");
             Duration::from_millis(ended - request.started_ms).as_secs_f64()
         };
-        let took = uploads.map(seconds).collect();
-        fs::remove_dir_all(&self.folder).expect("the folder is removed");
-        took
+        uploads.map(seconds).collect()
+    }
+
+    fn stop(&mut self) {
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let _sent = Command::new("kill").arg(self.process.id().to_string()).status();
+            let _status = self.process.wait();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+        let _removed = fs::remove_dir_all(&self.folder);
     }
 }
 
