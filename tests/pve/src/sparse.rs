@@ -58,7 +58,8 @@ impl SparseFile {
 
     async fn write_block(&mut self) -> io::Result<()> {
         if self.block == ZEROS[..self.block.len()] {
-            self.file.seek(SeekFrom::Current(self.block.len() as i64)).await?;
+            let length = i64::try_from(self.block.len()).expect("a block's length");
+            self.file.seek(SeekFrom::Current(length)).await?;
         } else {
             self.file.write_all(&self.block).await?;
             self.file.flush().await?;
