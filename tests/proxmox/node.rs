@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use forge::builder::proxmox::access;
 use pve_sim::machine::Qemu;
 use pve_sim::{AclSpec, Options, Release, Rule, Simulator, TokenSpec, WorldSpec};
 use serde_json::Value;
@@ -26,23 +27,6 @@ const TASKS_END: Duration = Duration::from_secs(3);
 
 /// The template's own VMID.
 pub(crate) const TEMPLATE: &str = "9000";
-
-/// What `forge doctor` asks for on VMs, beside the agent.
-pub(crate) const VM_RIGHTS: [&str; 13] = [
-    "VM.Allocate",
-    "VM.Audit",
-    "VM.Clone",
-    "VM.Config.CDROM",
-    "VM.Config.CPU",
-    "VM.Config.Cloudinit",
-    "VM.Config.Disk",
-    "VM.Config.HWType",
-    "VM.Config.Memory",
-    "VM.Config.Network",
-    "VM.Config.Options",
-    "VM.Console",
-    "VM.PowerMgmt",
-];
 
 const TOKEN: &str = "forge@pve!ci";
 
@@ -202,7 +186,7 @@ impl Node {
 fn with_rights(setting: &Setting) -> WorldSpec {
     let mut world = setting.world.clone();
     let agent = if world.release == Release::V9 { "VM.GuestAgent.Unrestricted" } else { "VM.Monitor" };
-    let vms = [&VM_RIGHTS[..], &[agent]].concat();
+    let vms = [&access::VM[..], &[agent]].concat();
     let mut grants = match world.pools.first() {
         Some(pool) => vec![(format!("/pool/{pool}"), [&vms[..], &["Pool.Audit"]].concat())],
         None => vec![("/vms".to_owned(), vms)],

@@ -2,9 +2,10 @@
 
 use std::thread;
 
+use forge::builder::proxmox::access;
 use pve_sim::{Release, Storage, StorageKind, WorldSpec};
 
-use crate::node::{Node, Setting, VM_RIGHTS, is_template, take_vms};
+use crate::node::{Node, Setting, is_template, take_vms};
 use crate::requests::assert_requests_are_well;
 
 /// A cluster, and what is seen of it in the end.
@@ -156,7 +157,7 @@ fn doctor_misses_each_right_that_builds_have() {
     let well = |said: &str| said.lines().filter(|line| line.starts_with("ok ")).count();
     let all = well(&said);
     thread::scope(|scope| {
-        for rights in [&VM_RIGHTS[..7], &VM_RIGHTS[7..], &others[..4], &others[4..]] {
+        for rights in [&access::VM[..7], &access::VM[7..], &others[..4], &others[4..]] {
             scope.spawn(move || {
                 for right in rights {
                     let (_, said) = doctor(right);

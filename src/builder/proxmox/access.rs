@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::definition::ProxmoxProfile;
 
-/// What is done with VMs; the agent's come on top, see [`crate::pve::Version::agent_privileges`].
-pub(super) const VM: [&str; 13] = [
+/// What is done with VMs; the agent's privileges come on top, see [`crate::pve::Version::agent_privileges`].
+pub const VM: [&str; 13] = [
     "VM.Allocate",
     "VM.Audit",
     "VM.Clone",
