@@ -27,7 +27,8 @@ pub struct Request {
     pub reason: String,
     /// Milliseconds since the simulator was started.
     pub started_ms: u64,
-    /// When the answer was sent, or the connection dropped.
+    /// When the answer began to be sent, or the connection was dropped. Not later: who has the answer may
+    /// have asked for the next thing before this end knows that it is sent.
     pub ended_ms: Option<u64>,
     /// The task that it started.
     pub upid: Option<String>,

@@ -129,10 +129,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(sim: Arc<Sim>, stream: S) {
             Next::Answer(response, may_live) => {
                 let keep = keep && may_live && response.status < 400 && !sim.reloading(5.0);
                 let keep = keep && !sim.barred.load(Ordering::Relaxed);
-                let (status, reason) = (response.status, response.reason.clone());
+                sim.record.end(record, response.status, &response.reason);
                 let sent = wire.stream.write_all(&response.into_bytes(keep, gzip)).await;
                 let flushed = wire.stream.flush().await;
-                sim.record.end(record, status, &reason);
                 if sent.is_err() || flushed.is_err() || !keep {
                     break;
                 }
