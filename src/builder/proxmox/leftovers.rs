@@ -277,8 +277,9 @@ impl<'a> Search<'a> {
     /// Returns what dead runs have left, by VMID.
     ///
     /// # Errors
-    /// Kind `Infrastructure` when the cluster or a journal cannot be read.
+    /// Kind `Infrastructure` when the cluster or a journal cannot be read, or the token may not see VMs.
     pub async fn find(&self) -> Result<Vec<Leftover>, Failure> {
+        self.see_whether_vms_are_shown().await?;
         let (guests, known) = self.look().await?;
         let mut found = Vec::new();
         for guest in guests.iter().filter(|guest| self.is_of_interest(guest, &known)) {
@@ -387,6 +388,26 @@ impl<'a> Search<'a> {
         let limit = self.profile.task_timeout.duration();
         self.client.wait(&upid, limit, None).await.map_err(site::failed)?;
         self.forget_volume(volid)
+    }
+
+    /// Refuses a token to which Proxmox shows no VMs: it leaves them out of its list without a word, and
+    /// nothing would seem to be left.
+    async fn see_whether_vms_are_shown(&self) -> Result<(), Failure> {
+        const NEEDED: &str = "VM.Audit";
+        let first = format!("/vms/{}", survey::vmids(self.profile).start());
+        let pool = self.profile.pool.as_ref().map(|pool| format!("/pool/{pool}"));
+        let paths: Vec<String> = std::iter::once(first).chain(pool).collect();
+        for path in &paths {
+            if self.client.privileges(path).await.map_err(site::failed)?.contains(NEEDED) {
+                return Ok(());
+            }
+        }
+        let (who, paths) = (self.client.who(), paths.join(" and "));
+        let error = anyhow::anyhow!(
+            "{who} is shown no VMs, so nobody can tell what is left: {NEEDED} is missing on {paths}"
+        );
+        Err(Failure::new(Kind::Infrastructure, error)
+            .hint("`forge doctor --on` this builder says what root types to give it"))
     }
 
     async fn look(&self) -> Result<(Vec<Guest>, Circumstances), Failure> {

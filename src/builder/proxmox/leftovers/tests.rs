@@ -193,11 +193,13 @@ fn a_vm_that_is_being_made_is_told_by_its_task() {
 struct World {
     vms: Arc<Mutex<BTreeMap<u32, VmConfig>>>,
     tasks: Arc<Mutex<Vec<Value>>>,
+    /// Whether the token sees no VMs.
+    is_blind: bool,
 }
 
 impl World {
     fn new(vms: impl IntoIterator<Item = (u32, VmConfig)>) -> Self {
-        Self { vms: Arc::new(Mutex::new(vms.into_iter().collect())), tasks: Arc::default() }
+        Self { vms: Arc::new(Mutex::new(vms.into_iter().collect())), tasks: Arc::default(), is_blind: false }
     }
 
     fn answer(&self, request: &str) -> Answer {
@@ -207,9 +209,15 @@ impl World {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let vm = parts.get(3).and_then(|text| text.parse::<u32>().ok());
         match (method, &parts[..], vm) {
+            ("GET", ["access", "permissions"], _) => {
+                let asked = request.split("path=").nth(1).unwrap().replace("%2F", "/");
+                let held = if self.is_blind { json!({}) } else { json!({ "VM.Audit": 1 }) };
+                (200, json!({ asked: held }))
+            }
             ("GET", ["nodes"], _) => (200, json!([{ "node": "asgard", "status": "online" }])),
             ("GET", ["cluster", "resources"], _) => {
-                let guests = vms.iter().map(|(vmid, config)| {
+                let shown = vms.iter().filter(|_| !self.is_blind);
+                let guests = shown.map(|(vmid, config)| {
                     json!({ "vmid": vmid, "node": "asgard", "type": "qemu", "tags": config.get("tags") })
                 });
                 (200, guests.collect())
@@ -314,6 +322,16 @@ async fn every_lease_runs_out_and_only_the_dead_runs_machines_go() {
             "DELETE /nodes/asgard/qemu/9001?purge=1",
         ]
     );
+}
+
+#[tokio::test]
+async fn who_is_shown_no_vms_is_not_told_that_nothing_is_left() {
+    let vm = vm_config(UUID, Some(&stale(9000, "r1", State::Building)), &[]);
+    let world = World { is_blind: true, ..World::new([(9000, vm)]) };
+    let (fake, profile) = serve(&world).await;
+    let root = tempfile::tempdir().unwrap();
+    let failure = Search::new(&fake.client, &profile, root.path(), None).find().await.unwrap_err();
+    assert!(failure.to_string().contains("VM.Audit is missing on /vms/"), "{failure}");
 }
 
 #[tokio::test]
