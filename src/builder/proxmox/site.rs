@@ -166,7 +166,12 @@ async fn credentials(
             (None, None) => return Err(no_credentials()),
         },
     };
-    let failed = |error: Error| Failure::new(Kind::Infrastructure, error);
+    let key = if matches!(source, SecretSource::File(_)) { "token_file" } else { "token_command" };
+    let failed = |error: Error| {
+        Failure::new(Kind::Infrastructure, error).hint(format!(
+            "`{key}` of the builder profile says to take the token from there: set it right, or export {TOKEN}"
+        ))
+    };
     let token = source.load().await.map_err(failed)?;
     parsed(Credentials::parse_token(&token), &source.to_string())
 }
@@ -231,7 +236,9 @@ pub async fn preflight(client: &Client, profile: &Profile, wish: &Wish) -> Resul
     if !missing.is_empty() {
         let told = missing.iter().map(|finding| format!("{}: {}", finding.name, finding.found));
         let error = anyhow!("no build is possible there: {}", told.collect::<Vec<_>>().join("; "));
-        let hints = missing.iter().filter_map(|finding| finding.advice.clone()).chain(survey.commands());
+        let lacks_rights = missing.iter().any(|finding| finding.name.starts_with("rights on "));
+        let commands = if lacks_rights { survey.commands() } else { Vec::new() };
+        let hints = missing.iter().filter_map(|finding| finding.advice.clone()).chain(commands);
         return Err(hints.fold(Failure::new(Kind::Infrastructure, error), Failure::hint));
     }
     let warnings = findings.iter().filter(|finding| finding.level == survey::Level::Warn);

@@ -32,12 +32,14 @@ pub(super) fn cannot_build(name: &str, missing: &[&Finding], has_commands: bool)
     let names: Vec<&str> = missing.iter().map(|finding| finding.name.as_str()).collect();
     let error = anyhow::anyhow!("no build is possible on {name}, for want of {}", names.join(", "));
     let failure = Failure::new(Kind::Infrastructure, error);
-    match has_commands {
-        false => failure,
-        true if names.contains(&CREDENTIALS) => {
-            failure.hint("the commands above make a token with the rights that builds need")
-        }
-        true => failure.hint("the commands above give the missing rights"),
+    if !has_commands {
+        failure
+    } else if names.contains(&CREDENTIALS) {
+        failure.hint("the commands above make a token with the rights that builds need")
+    } else if names.iter().any(|name| name.starts_with(RIGHTS)) {
+        failure.hint("the commands above give the missing rights")
+    } else {
+        failure
     }
 }
 
@@ -111,6 +113,9 @@ async fn look(root: &Root, profile: &Profile, inputs: &Inputs, wish: &Wish) -> R
 /// The finding of the token, or of user and password.
 const CREDENTIALS: &str = "credentials";
 
+/// How the findings of rights begin.
+const RIGHTS: &str = "rights on ";
+
 /// How the finding of an endpoint begins that did not answer.
 const SILENT: &str = "no answer: ";
 
@@ -134,9 +139,7 @@ async fn without_credentials(
     for endpoint in &settings.endpoints {
         report.findings.push(match shown(&endpoint.to_string(), &settings).await {
             Ok(seen) => {
-                report.pins.push(pin(&seen));
-                let found = "answers; whether it is trusted is seen with credentials";
-                Finding::bad(&title(&endpoint.to_string()), Level::Note, found, PIN_ADVICE)
+                shown_to_nobody(&title(&endpoint.to_string()), &seen, &settings.trust, &mut report.pins)
             }
             Err(reason) => unreachable(&endpoint.to_string(), &reason),
         });
@@ -145,6 +148,21 @@ async fn without_credentials(
     report.findings.push(Finding::bad(CREDENTIALS, Level::Missing, failure.to_string(), advice));
     report.commands = access::setup(place, &wish.templates, wish.uploads_answers);
     Ok(report)
+}
+
+/// Says of an endpoint what its certificate alone says.
+fn shown_to_nobody(title: &str, seen: &str, trust: &Trust, pins: &mut Vec<String>) -> Finding {
+    if let Trust::Pinned(pinned) = trust {
+        if pinned.iter().any(|it| it.to_string() == seen) {
+            return Finding::ok(title, "answers, trusted by its fingerprint".to_owned());
+        }
+        pins.push(pin(seen));
+        let found =
+            "not trusted: its certificate is not the pinned one: it was renewed, or somebody is in between";
+        return Finding::bad(title, Level::Missing, found, PIN_ADVICE);
+    }
+    pins.push(pin(seen));
+    Finding::bad(title, Level::Note, "answers; whether it is trusted is seen with credentials", PIN_ADVICE)
 }
 
 /// Returns the fingerprint of the certificate that an endpoint shows, which nothing is sent to.
@@ -278,6 +296,28 @@ mod tests {
         let last = report.findings.last().unwrap();
         assert_eq!((last.name.as_str(), last.level), ("credentials", Level::Missing));
         assert!(last.found.contains("forge@pve!ci is not let in") && !last.found.contains("secret"));
+    }
+
+    #[test]
+    fn without_credentials_a_pin_is_compared_all_the_same() {
+        let (ours, other) = (["AA"; 32].join(":"), ["BB"; 32].join(":"));
+        let trust = Trust::Pinned(vec![ours.parse().unwrap()]);
+        for (seen, trust, level, pinned) in [
+            (&ours, &trust, Level::Ok, 0),
+            (&other, &trust, Level::Missing, 1),
+            (&ours, &Trust::System, Level::Note, 1),
+        ] {
+            let mut pins = Vec::new();
+            let finding = shown_to_nobody("endpoint", seen, trust, &mut pins);
+            assert_eq!((finding.level, pins.len()), (level, pinned), "{}", finding.found);
+        }
+    }
+
+    #[test]
+    fn the_commands_are_named_where_they_help() {
+        let finding = |name: &str| Finding::bad(name, Level::Missing, "x", "y");
+        let hints = |name: &str| cannot_build("sim", &[&finding(name)], true).hints.len();
+        assert_eq!((hints("rights on /vms/9000"), hints("node"), hints(CREDENTIALS)), (1, 0, 1));
     }
 
     #[tokio::test]
