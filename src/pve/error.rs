@@ -252,6 +252,10 @@ impl Error {
             Self::TaskFailed { upid, .. } => {
                 vec![format!("the whole log: `pvenode task log {upid}` on {}", upid.node())]
             }
+            Self::NotSent { .. } => vec![
+                "see that the node is up, and that `endpoints` of the builder profile names it and its port (8006)"
+                    .to_owned(),
+            ],
             _ => Vec::new(),
         }
     }

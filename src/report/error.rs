@@ -82,10 +82,11 @@ fn error_lines(failure: &Failure, look: Look) -> Vec<String> {
     let mut messages = failure.messages().into_iter();
     let error = messages.next().unwrap_or_default();
     let mut lines = Vec::new();
-    if error.trim_end().contains('\n') {
+    let draws_itself = failure.kind == Kind::Definition || definition::diagnostics(failure).is_some();
+    if draws_itself && error.trim_end().contains('\n') {
         lines.push(error.trim_end().to_owned());
     } else {
-        lines.push(format!("{} {}", look.bad("error:"), text::clean(&error)));
+        lines.push(format!("{} {}", look.bad("error:"), text::clean_lines(error.trim_end()).join("\n")));
     }
     for cause in messages {
         lines.push(format!("{} {}", look.bad("caused by:"), text::clean_lines(&cause).join("\n  ")));
@@ -134,6 +135,12 @@ mod tests {
     fn a_diagnostic_stands_as_it_is() {
         let failure = Failure::new(Kind::Definition, anyhow!("  × unknown key\n   ╭─[a.toml:1:1]\n   ╰─\n"));
         assert_eq!(shown(&failure), "  × unknown key\n   ╭─[a.toml:1:1]\n   ╰─\n");
+    }
+
+    #[test]
+    fn what_else_has_several_lines_begins_as_every_error() {
+        let failure = Failure::new(Kind::Infrastructure, anyhow!("the task failed: no space\n    its log\n"));
+        assert_eq!(shown(&failure), "error: the task failed: no space\n    its log\n");
     }
 
     #[test]
