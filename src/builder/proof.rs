@@ -173,12 +173,12 @@ impl Subject<'_> {
         findings.add(
             "the clone has a machine-id of its own",
             real && clone.machine_id != self.built.machine_id,
-            &clone.machine_id,
+            &own_or_not(&clone.machine_id, &self.built.machine_id),
         );
         findings.add(
             "the clone has a host key of its own",
             clone.host_key.starts_with("ssh-ed25519 ") && clone.host_key != self.built.host_key,
-            &clone.host_key,
+            &own_or_not(&clone.host_key, &self.built.host_key),
         );
         Ok(())
     }
@@ -298,6 +298,15 @@ pub async fn wait_for_cloud_init(
                   cloud-init status --long 2>&1 | tr -s '\\n.' ' '; exit $code";
     let output = guest.exec(&Exec::shell(script).timeout(deadline)).await?;
     Ok((output.code.unwrap_or(-1), output.text()))
+}
+
+/// Returns a part of a clone's identity, with a word where it is the template's.
+fn own_or_not(found: &str, built: &str) -> String {
+    match found {
+        "" => "there is none".to_owned(),
+        found if found == built => format!("{found} is that of the machine the template was made from"),
+        found => found.to_owned(),
+    }
 }
 
 fn describe(login: &Login) -> String {

@@ -306,7 +306,7 @@ async fn refuse_taken(client: &Client, vmid: u32) -> Result<(), Failure> {
     };
     Err(Failure::new(Kind::Promotion, anyhow!("{vmid} is taken already: {what} is there"))
         .hint("without --promote the build leaves a proven candidate beside it, and touches nothing else")
-        .hint(format!("to have {vmid} made anew, remove what is there first: qm destroy {vmid} --purge")))
+        .hint(format!("to have {vmid} made anew, remove what is there first, which Proxmox refuses while linked clones need it: qm destroy {vmid} --purge")))
 }
 
 /// Says what somebody else's guest is. The cluster's list may not know it yet: nodes tell it their guests'
