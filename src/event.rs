@@ -161,6 +161,15 @@ pub enum Event {
         /// What was found, above all when it does not hold.
         detail: String,
     },
+    /// Checks that could not be made: nobody knows whether they would have held.
+    NotProven {
+        /// The step.
+        step: String,
+        /// The checks' names.
+        names: Vec<String>,
+        /// Why.
+        reason: String,
+    },
     /// A step ended.
     StepFinished {
         /// The step.

@@ -377,6 +377,16 @@ impl Step<'_> {
         }
     }
 
+    /// Says that checks could not be made, so that nobody takes them for passed; the step ends as warned.
+    pub fn not_proven(&self, names: &[&str], reason: &str) {
+        self.warn(&format!("not proven: {}: {reason}", names.join("; ")));
+        self.run.emit(Event::NotProven {
+            step: self.id.to_owned(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            reason: reason.to_owned(),
+        });
+    }
+
     /// Shows that something is tried again.
     pub fn retry(&self, attempt: u32, of: u32, reason: impl Into<String>) {
         self.run.emit(Event::Retry { step: self.id.to_owned(), attempt, of, reason: reason.into() });

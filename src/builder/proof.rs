@@ -280,7 +280,7 @@ impl Findings<'_> {
 
     /// Says that something could not be looked at, so that nobody takes it for proven.
     fn not_proven(&mut self, names: &[&str], reason: &str) {
-        self.step.warn(&format!("not proven: {}: {reason}", names.join("; ")));
+        self.step.not_proven(names, reason);
         self.not_proven.extend(names.iter().map(|name| ((*name).to_owned(), reason.to_owned())));
     }
 }

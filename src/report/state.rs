@@ -20,6 +20,8 @@ pub(super) struct Run {
     pub(super) plan: String,
     pub(super) steps: Vec<Step>,
     pub(super) warnings: usize,
+    /// The checks that could not be made.
+    pub(super) not_proven: Vec<String>,
     /// What could not be removed, with the reason.
     pub(super) leftovers: Vec<(String, String)>,
     pub(super) end: Option<End>,
@@ -86,6 +88,9 @@ impl Run {
                 self.with_step(step, |step| step.outcome = Some(outcome.clone()));
             }
             Event::Warning { .. } => self.warnings += 1,
+            Event::NotProven { names, .. } => {
+                self.not_proven.extend(names.iter().map(|name| text::clean(name)));
+            }
             Event::Undone { what, error: Some(error) } => self.leftovers.push((what.clone(), error.clone())),
             Event::RunFinished { outcome, seconds, artifact, spans } => {
                 self.end = Some(End {

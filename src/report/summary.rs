@@ -28,6 +28,10 @@ fn made(run: &Run, end: &End, look: Look, verbosity: Verbosity, lines: &mut Vec<
     lines.push(look.strong(&format!("{} is made, in {seconds}", run.template)));
     lines.extend(end.artifact.iter().map(|folder| format!("  template  {folder}")));
     lines.extend(proven(run).map(|proven| format!("  proven    {proven}")));
+    if !run.not_proven.is_empty() {
+        let (count, names) = (run.not_proven.len(), run.not_proven.join("; "));
+        lines.push(format!("  {}", look.odd(&format!("not proven: {count}, namely {names}"))));
+    }
     match run.warnings {
         0 => {}
         1 => lines.push(format!("  {}", look.odd("1 warning, above"))),
@@ -227,6 +231,15 @@ mod tests {
     fn rows(spans: Vec<Span>, seconds: f64) -> Vec<String> {
         let run = run_with(spans, seconds);
         timeline(&run, run.end.as_ref().unwrap(), Look::plain(80))
+    }
+
+    #[test]
+    fn what_is_not_proven_stands_beside_what_is() {
+        let mut run = run_with(Vec::new(), 10.0);
+        let closing = |run: &Run| closing(run, Look::plain(80), Verbosity::Quiet, &[]).join("\n");
+        assert!(!closing(&run).contains("not proven"));
+        run.not_proven = vec!["a holds".to_owned(), "b holds".to_owned()];
+        assert!(closing(&run).contains("\n  not proven: 2, namely a holds; b holds"), "{}", closing(&run));
     }
 
     #[test]

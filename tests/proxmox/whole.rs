@@ -118,6 +118,10 @@ fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
     let unproven = checks.iter().filter(|check| check["not_proven"] == true).count();
     assert_eq!(unproven, 3, "{checks:#?}");
     assert!(ended.stdout.contains("; root logins are refused: "), "{}", ended.stdout);
+    let told =
+        ended.stdout.lines().find(|line| line.contains(r#""event":"not_proven""#)).expect(&ended.stdout);
+    let told: Value = serde_json::from_str(told).unwrap();
+    assert_eq!(told["names"].as_array().map(Vec::len), Some(3), "{told:#}");
 }
 
 #[test]
