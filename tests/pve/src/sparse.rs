@@ -1,4 +1,5 @@
-//! Files whose zeros are holes: a medium of gigabytes is mostly padding, and costs no space here.
+//! Files whose zeros are holes: a medium of gigabytes is mostly padding, and costs no space once it is
+//! stored.
 
 use std::io;
 use std::io::SeekFrom;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter};
 
 use super::conn::{Next, Wire, finish, prepare};
 use super::head::Head;
@@ -14,7 +15,6 @@ use crate::access::Identity;
 use crate::fault::Action;
 use crate::random;
 use crate::sim::{Incoming, Sim, dispatch};
-use crate::sparse::SparseFile;
 
 /// Whether a POST to this path is an upload.
 pub(crate) fn is_path(path: &str) -> bool {
@@ -132,7 +132,9 @@ async fn store<S: AsyncRead + AsyncWrite + Unpin>(
     if let Some(folder) = to.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(lost)?;
     }
-    let mut file = SparseFile::create(to).await.map_err(lost)?;
+    // Every byte is stored, as on a node; only the copy of it leaves out what is padding.
+    let file = File::create(to).await.map_err(lost)?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
     let mut left = length;
     while left > 0 {
         if wire.buffer.is_empty() && !wire.read_more().await {
