@@ -5,12 +5,15 @@
 //! the file's first byte is written at once, in one TLS record. (pve-http-server,
 //! `src/PVE/APIServer/AnyEvent.pm`, `file_upload_multipart`.)
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::call::Call;
@@ -72,8 +75,9 @@ impl Storage {
         let what = call.to_string();
         let unusable = |reason: String| Error::Unusable { what: upload.path.display().to_string(), reason };
         check_name(upload).map_err(unusable)?;
-        let mut file = File::open(upload.path).await.map_err(|error| unusable(error.to_string()))?;
-        let size = file.metadata().await.map_err(|error| unusable(error.to_string()))?.len();
+        let file = File::open(upload.path).map_err(|error| unusable(error.to_string()))?;
+        let size = file.metadata().map_err(|error| unusable(error.to_string()))?.len();
+        let file = Arc::new(file);
 
         let begun = Instant::now();
         let auth = self.client.auth_headers(false).await?;
@@ -87,7 +91,7 @@ impl Storage {
         self.client.count(&call);
 
         let silence = self.client.pace().answer;
-        let sent = send(&mut connection, &opening, &mut file, size, &frame.end(), silence, on_sent).await;
+        let sent = send(&mut connection, &opening, &file, size, &frame.end(), silence, on_sent).await;
         let sent = sent.map_err(unusable)?;
         let response = match (answer(&mut connection, silence).await, sent) {
             (Ok(response), _) => response,
@@ -164,7 +168,7 @@ fn check_name(upload: &Upload<'_>) -> Result<(), String> {
 async fn send(
     connection: &mut Connection,
     opening: &[u8],
-    file: &mut File,
+    file: &Arc<File>,
     size: u64,
     end: &str,
     silence: Duration,
@@ -195,34 +199,37 @@ async fn send(
 
 async fn send_file(
     writer: &mut (impl AsyncWrite + Unpin),
-    file: &mut File,
+    file: &Arc<File>,
     size: u64,
     silence: Duration,
     on_sent: OnSent<'_>,
 ) -> Result<(), Stopped> {
-    let (mut piece, mut next) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
     let mut sent = 0;
-    read_piece(file, &mut piece, size).await?;
+    let mut piece = read_piece(file, Vec::with_capacity(PIECE), size).await?;
+    let mut spare = Vec::with_capacity(PIECE);
     while !piece.is_empty() {
         let left = size - sent - piece.len() as u64;
-        let (written, read) = tokio::join!(write(writer, &piece, silence), read_piece(file, &mut next, left));
+        let (written, next) = tokio::join!(write(writer, &piece, silence), read_piece(file, spare, left));
         written?;
-        read?;
         sent += piece.len() as u64;
         on_sent(sent, size);
-        std::mem::swap(&mut piece, &mut next);
+        spare = std::mem::replace(&mut piece, next?);
     }
     Ok(())
 }
 
 /// Fills a piece with what comes next of the file, of which so much is left.
-async fn read_piece(file: &mut File, piece: &mut Vec<u8>, left: u64) -> Result<(), Stopped> {
-    piece.clear();
-    let wanted = left.min(PIECE as u64);
-    let read = (&mut *file).take(wanted).read_to_end(piece).await;
-    let read = read.map_err(|error| Stopped::File(error.to_string()))?;
-    if read as u64 == wanted {
-        Ok(())
+async fn read_piece(file: &Arc<File>, mut piece: Vec<u8>, left: u64) -> Result<Vec<u8>, Stopped> {
+    let (file, wanted) = (Arc::clone(file), left.min(PIECE as u64));
+    // Read into the piece itself: tokio's file would copy each byte once more.
+    let read = spawn_blocking(move || {
+        piece.clear();
+        (&*file).take(wanted).read_to_end(&mut piece).map(|_| piece)
+    });
+    let read = read.await.map_err(std::io::Error::from).and_then(|result| result);
+    let piece = read.map_err(|error| Stopped::File(error.to_string()))?;
+    if piece.len() as u64 == wanted {
+        Ok(piece)
     } else {
         Err(Stopped::File("it became shorter while it was sent".to_owned()))
     }
@@ -296,9 +303,9 @@ mod tests {
             [(0, Sent::Part), (50, Sent::Part), (104, Sent::PerhapsAll), (107, Sent::PerhapsAll)]
         {
             let mut connection = Connection::new(Taking(taken), 0);
-            let mut file = File::open(held.path()).await.unwrap();
+            let file = Arc::new(File::open(held.path()).unwrap());
             let second = Duration::from_secs(1);
-            let sent = send(&mut connection, b"head", &mut file, 100, "end", second, &|_, _| {}).await;
+            let sent = send(&mut connection, b"head", &file, 100, "end", second, &|_, _| {}).await;
             assert_eq!(sent, Ok(expected), "{taken} of 107 bytes");
         }
     }
