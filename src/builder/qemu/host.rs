@@ -24,6 +24,8 @@ pub struct Host {
     warning: Option<String>,
     ovmf: Option<Ovmf>,
     patience: Patience,
+    /// Whether the profile says how many cores machines get.
+    cores_are_given: bool,
 }
 
 /// What one machine is launched with, besides its hardware.
@@ -68,6 +70,7 @@ impl Host {
             warning: choice.warning,
             ovmf,
             patience: Patience(qemu.timeout_factor.unwrap_or(default_patience)),
+            cores_are_given: profile.machine.cores.is_some(),
         })
     }
 
@@ -89,6 +92,17 @@ impl Host {
         self.patience
     }
 
+    /// Returns how many cores a machine gets here. QEMU's emulation of several at once now and then takes a
+    /// kernel down that patches its own code (`Oops: int3`), and makes a boot hardly faster: an emulated
+    /// machine gets one, unless the profile says otherwise.
+    #[must_use]
+    pub const fn cores(&self, machine: &definition::Machine) -> u32 {
+        match self.accel {
+            Accel::Tcg if !self.cores_are_given => 1,
+            _ => machine.cores,
+        }
+    }
+
     /// Returns the machine keys that differ from the definition's while building here.
     #[must_use]
     pub fn overrides(
@@ -101,8 +115,9 @@ impl Host {
         if cpu != definition.cpu {
             overrides.insert("cpu".to_owned(), cpu.into());
         }
-        if effective.cores != definition.cores {
-            overrides.insert("cores".to_owned(), effective.cores.into());
+        let cores = self.cores(effective);
+        if cores != definition.cores {
+            overrides.insert("cores".to_owned(), cores.into());
         }
         if effective.memory_mib != definition.memory_mib {
             overrides.insert("memory_mib".to_owned(), effective.memory_mib.into());
@@ -122,8 +137,9 @@ impl Host {
             None => Firmware::Bios,
             Some(ovmf) => firmware::prepare(ovmf, launch.folder)?,
         };
+        let machine = definition::Machine { cores: self.cores(machine), ..machine.clone() };
         Ok(MachineSpec::new(
-            machine,
+            &machine,
             spec::Host {
                 binary: self.binary.clone(),
                 accel: self.accel,
