@@ -17,7 +17,7 @@ use super::proof::{self, Identity};
 use crate::artifact::{self, CheckResult};
 use crate::check;
 use crate::communicator::{Communicator, Exec};
-use crate::definition::{self, CheckAt, Secret};
+use crate::definition::{CheckAt, Secret};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::{Plan, PlannedStep};
 use crate::provision::{self, ProvisionError};
@@ -150,7 +150,11 @@ impl provision::Bulk for OverHttp<'_> {
 }
 
 /// Returns what a person reads while a step runs.
-pub(super) fn title(step: &definition::Step) -> String {
+pub(super) fn title(planned: &PlannedStep) -> String {
+    if let Some(title) = &planned.title {
+        return title.clone();
+    }
+    let step = &planned.step;
     if let Some(packages) = &step.packages {
         return match packages.install.as_slice() {
             few if few.len() <= 4 => format!("installing {}", few.join(", ")),

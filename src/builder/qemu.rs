@@ -92,7 +92,7 @@ pub async fn build(
         fault: &|| gone(&running.machine, Kind::Guest),
     };
     for planned in &plan.steps {
-        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
+        let (id, title) = (format!("step:{}", planned.step.name), title(planned));
         if let Some(reason) = &planned.skipped {
             run.skip(&id, &title, reason);
             continue;

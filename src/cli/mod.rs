@@ -3,6 +3,7 @@
 pub mod build;
 pub mod common;
 pub mod completions;
+pub mod controls;
 pub mod doctor;
 pub mod leftovers;
 pub mod list;
@@ -82,6 +83,8 @@ pub enum Command {
     Plan(plan::Args),
     /// List the templates
     List(list::Args),
+    /// List the hardening controls, and which of them a template applies
+    Controls(controls::Args),
     /// Print the JSON Schema of a file format
     Schema(schema::Args),
     /// Tell whether this machine or a builder can build, and what to do if not
@@ -115,6 +118,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Validate(args) => answer(args.format.format, directory, |out| validate::run(&args, out)),
         Command::Plan(args) => answer(args.format.format, directory, |out| plan::run(&args, out)),
         Command::List(args) => answer(args.format.format, directory, |out| list::run(&args, out)),
+        Command::Controls(args) => answer(args.format.format, directory, |out| controls::run(&args, out)),
         Command::Schema(args) => answer(Format::Human, directory, |out| schema::run(&args, out)),
         Command::Doctor(args) => answer(args.format, directory, |out| doctor::run(&args, out)),
         Command::Leftovers(args) => answer(args.format.format, directory, |out| leftovers::run(&args, out)),

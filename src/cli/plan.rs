@@ -137,6 +137,7 @@ fn input_row(input: &Input) -> Vec<String> {
         InputRole::Upload => "upload",
         InputRole::Seal => "seal",
         InputRole::Key => "key",
+        InputRole::Control => "control",
     };
     let digest = match (&input.sha256, &input.checksums) {
         (Some(sha256), _) => format!("sha256:{sha256}"),
@@ -240,7 +241,7 @@ fn step_rows(plan: &Plan) -> Vec<Vec<String>> {
     let row = |(index, planned): (usize, &crate::plan::PlannedStep)| {
         let what = match &planned.skipped {
             Some(reason) => format!("left out: {reason}"),
-            None => step_words(&planned.step),
+            None => planned.title.clone().unwrap_or_else(|| step_words(&planned.step)),
         };
         vec![format!("{}", index + 1), planned.step.name.clone(), what]
     };

@@ -11,6 +11,7 @@ use crate::failure::Failure;
 #[command(after_help = "Examples:
   forge schema              of templates/NAME/template.toml
   forge schema profile      of builders/NAME.toml
+  forge schema control      of hardening/controls/NAME.toml
   forge schema events       of the lines of --output json
   forge schema failure      of what --format json prints when there is no answer")]
 pub struct Args {
@@ -27,6 +28,8 @@ pub enum File {
     Definition,
     /// builders/NAME.toml
     Profile,
+    /// hardening/controls/NAME.toml
+    Control,
     /// One line of `--output json` and of a run's events.jsonl
     Events,
     /// What `--format json` prints when there is no answer, and `--output json` before a run begins
@@ -41,6 +44,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let schema = match args.file {
         File::Definition => schema::definition(),
         File::Profile => schema::profile(),
+        File::Control => schema::control(),
         File::Events => crate::report::events_schema(),
         File::Failure => crate::report::failure_schema(),
     };

@@ -22,6 +22,8 @@ pub enum FileRole {
     Seal,
     /// The key that signs the ISO's checksums.
     Key,
+    /// A hardening control.
+    Control,
 }
 
 /// A file that a definition refers to.
@@ -42,6 +44,11 @@ pub struct FileReference {
 impl FileReference {
     pub(crate) fn key(path: String) -> Self {
         Self { path, role: FileRole::Key, step: None, served_as: None, uses: None }
+    }
+
+    pub(crate) fn control(path: String) -> Self {
+        let step = Some(super::HARDENING_STEP.to_owned());
+        Self { path, role: FileRole::Control, step, served_as: None, uses: None }
     }
 
     /// Tells whether it is rendered before it is used.

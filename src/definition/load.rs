@@ -7,13 +7,16 @@ use anyhow::anyhow;
 use serde_json::{Value as Json, json};
 
 use super::autoinstall;
+use super::controls::{self, NamedControl};
 use super::diagnostics::{self, Diagnostics, Finding, Findings, Span, closest, did_you_mean};
 use super::expression::{self, Known, Place};
 use super::files::{FileReference, FileRole, Gatherer, ReadProblem, key_file, read_text, report_problems};
-use super::model::{DEFINITION_VERSION, Definition, PROFILE_VERSION, Profile, QemuProfile};
+use super::model::{
+    CONTROL_VERSION, Control, DEFINITION_VERSION, Definition, PROFILE_VERSION, Profile, QemuProfile,
+};
 use super::render::{Renderer, context, file_context, variables_json};
 use super::root::Root;
-use super::shape::{Checker, DEFINITION, PROFILE};
+use super::shape::{CONTROL, Checker, DEFINITION, PROFILE};
 use super::tree::{Entry, Node, Value, merge, parse_toml};
 use super::variables::{
     Declared, Inputs, Resolved, ResolvedVariable, VARIABLE_PREFIX, VariableValue, declare, environment_name,
@@ -38,6 +41,8 @@ pub struct Loaded {
     pub variables: BTreeMap<String, ResolvedVariable>,
     /// The files that it refers to.
     pub files: Vec<FileReference>,
+    /// All hardening controls there are, where the definition has to do with them.
+    pub controls: Vec<NamedControl>,
     /// Where its VMID stands.
     vmid: diagnostics::Place,
 }
@@ -190,6 +195,19 @@ pub fn load_profile(root: &Root, name: &str) -> Result<Profile, Failure> {
     }
 }
 
+/// Loads all hardening controls.
+///
+/// # Errors
+/// Kind `Definition` with [`Diagnostics`] when something is wrong in one.
+pub fn load_controls(root: &Root) -> Result<Vec<NamedControl>, Failure> {
+    let mut loader = Loader { root, findings: Findings::default(), texts: BTreeMap::new() };
+    let controls = loader.controls();
+    match loader.findings.into_diagnostics() {
+        None => Ok(controls),
+        Some(diagnostics) => Err(Failure::new(Kind::Definition, diagnostics)),
+    }
+}
+
 fn local_profile() -> Profile {
     Profile {
         schema: PROFILE_VERSION,
@@ -276,6 +294,8 @@ impl Loader<'_> {
         }
         rules::check(&tree, &mut self.findings);
         self.check_builder(&tree);
+        let controls = if tree.has("hardening") { self.controls() } else { Vec::new() };
+        controls::check_choice(&tree, self.root, &controls, &mut self.findings);
         let files = self.gather(&mut tree, &names, &known);
         if self.findings.count() > 0 {
             return None;
@@ -284,7 +304,10 @@ impl Loader<'_> {
         if let (Some(entry), Value::Table(entries)) = (variables, &mut tree.value) {
             entries.push(entry);
         }
-        let loaded = self.finish(name, &tree, resolved, files)?;
+        let mut loaded = self.finish(name, &tree, resolved, files)?;
+        let applied = controls.iter().filter(|it| loaded.definition.hardening.state(it).is_on());
+        loaded.files.extend(applied.map(|control| FileReference::control(control.path())));
+        loaded.controls = controls;
         self.try_files(&loaded);
         (self.findings.count() == 0).then(|| Checked::Complete(Box::new(loaded)))
     }
@@ -474,7 +497,7 @@ impl Loader<'_> {
                 let vmid = tree.get("template").and_then(|template| template.get("vmid"));
                 let vmid = self.findings.place(vmid.map_or(tree.span, |vmid| vmid.span));
                 let (name, variables) = (name.to_owned(), resolved.values);
-                Some(Loaded { name, definition, shown, variables, files, vmid })
+                Some(Loaded { name, definition, shown, variables, files, controls: Vec::new(), vmid })
             }
             // The shape comes from the same structs, so this is a gap in the checks above.
             (Err(error), _) | (_, Err(error)) => {
@@ -570,6 +593,39 @@ impl Loader<'_> {
             let finding = Finding::new(node.span, format!("`{path}`: {}", problem.message));
             let help = "a PEM file, relative to the root; a node has its own in /etc/pve/pve-root-ca.pem";
             self.findings.push(finding.help(help));
+        }
+    }
+
+    /// Reads all controls; what is wrong in one is reported, and it is left out.
+    fn controls(&mut self) -> Vec<NamedControl> {
+        let names = match self.root.controls() {
+            Ok(names) => names,
+            Err(failure) => {
+                let file = self.findings.add_text(controls::FOLDER, "");
+                self.findings.push(Finding::new(Span::new(file, 0..0), failure.to_string()));
+                Vec::new()
+            }
+        };
+        names
+            .into_iter()
+            .filter_map(|name| self.control(&name).map(|control| NamedControl { name, control }))
+            .collect()
+    }
+
+    fn control(&mut self, name: &str) -> Option<Control> {
+        let before = self.findings.count();
+        let mut tree = self.read(&controls::path(name), CONTROL_VERSION)?;
+        Checker::new(&CONTROL, true, &mut self.findings).check_at(&mut tree, &[]);
+        rules::check_control(&tree, &mut self.findings);
+        if self.findings.count() > before {
+            return None;
+        }
+        match serde_json::from_value(tree.to_json(false)) {
+            Ok(control) => Some(control),
+            Err(error) => {
+                self.findings.push(Finding::new(tree.span.within(&(0..0)), error.to_string()));
+                None
+            }
         }
     }
 

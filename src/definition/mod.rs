@@ -20,6 +20,7 @@
 //! word, a list as many).
 
 pub(crate) mod autoinstall;
+mod controls;
 pub(crate) mod diagnostics;
 pub(crate) mod expression;
 pub(crate) mod files;
@@ -35,11 +36,12 @@ mod shape;
 mod tree;
 mod variables;
 
+pub use controls::{ControlState, HARDENING_STEP, NamedControl};
 pub use diagnostics::{Diagnostic, Diagnostics, Style};
 pub use files::{FileReference, FileRole};
 pub use load::{
-    Checked, LOCAL_PROFILE, Loaded, check, diagnostics, load, load_profile, same_vmid, stray_variables,
-    variable_names,
+    Checked, LOCAL_PROFILE, Loaded, check, diagnostics, load, load_controls, load_profile, same_vmid,
+    stray_variables, variable_names,
 };
 pub use model::*;
 pub use root::Root;

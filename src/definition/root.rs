@@ -61,10 +61,22 @@ impl Root {
     /// # Errors
     /// When the folder cannot be read.
     pub fn profiles(&self) -> Result<Vec<String>, Failure> {
-        if !self.0.join("builders").is_dir() {
+        self.toml_files("builders")
+    }
+
+    /// Returns the names of the files `hardening/controls/*.toml`, sorted; none without that folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn controls(&self) -> Result<Vec<String>, Failure> {
+        self.toml_files(super::controls::FOLDER)
+    }
+
+    fn toml_files(&self, folder: &str) -> Result<Vec<String>, Failure> {
+        if !self.0.join(folder).is_dir() {
             return Ok(Vec::new());
         }
-        self.names("builders", |path| {
+        self.names(folder, |path| {
             path.extension().is_some_and(|ending| ending == "toml").then(|| path.file_stem()).flatten()
         })
     }

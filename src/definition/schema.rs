@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::model::{Definition, Profile};
+use super::model::{Control, Definition, Profile};
 use super::render::PLAIN_KEYS;
 
 /// Returns the JSON Schema of `templates/<name>/template.toml`.
@@ -35,6 +35,12 @@ pub fn definition() -> Json {
 #[must_use]
 pub fn profile() -> Json {
     finish(schemars::schema_for!(Profile).to_value(), "forge builder profile")
+}
+
+/// Returns the JSON Schema of `hardening/controls/<name>.toml`.
+#[must_use]
+pub fn control() -> Json {
+    finish(schemars::schema_for!(Control).to_value(), "forge hardening control")
 }
 
 /// Brings a schema into the order that a person reads it in, without the null that TOML lacks.

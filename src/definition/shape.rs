@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::Value as Json;
 
 use super::diagnostics::{Finding, Findings, did_you_mean, one_of};
-use super::model::{Definition, Profile, Timeout};
+use super::model::{Control, Definition, Profile, Timeout};
 use super::tree::{Entry, Node, Value};
 
 /// What a value must look like.
@@ -28,7 +28,7 @@ pub(crate) enum Shape {
 const SECRET: [&str; 4] = ["token", "password", "secret", "passphrase"];
 
 /// The keys whose text is a script.
-const MAY_HAVE_LINES: [&str; 2] = ["inline", "run"];
+const MAY_HAVE_LINES: [&str; 3] = ["inline", "run", "script"];
 
 /// A regular expression, compiled when it is first needed.
 #[derive(Debug)]
@@ -62,6 +62,10 @@ pub(crate) static DEFINITION: LazyLock<Shape> =
 /// The shape of a builder profile.
 pub(crate) static PROFILE: LazyLock<Shape> =
     LazyLock::new(|| Shape::of(&schemars::schema_for!(Profile).to_value()));
+
+/// The shape of a hardening control.
+pub(crate) static CONTROL: LazyLock<Shape> =
+    LazyLock::new(|| Shape::of(&schemars::schema_for!(Control).to_value()));
 
 impl Shape {
     fn of(schema: &Json) -> Self {

@@ -1,7 +1,7 @@
 //! The plan digest: equal for builds whose guest and hardware come out alike.
 //!
-//! It covers the template's facts and hardware, the seed, the steps that run, the checks, the seal
-//! and what the proof looks at, each referenced file's content, the ISO's digest, and the
+//! It covers the template's facts and hardware, the seed, the steps that run, the hardening controls, the
+//! checks, the seal and what the proof looks at, each referenced file's content, the ISO's digest, and the
 //! variables that `*.j2` files use (all others act through the definition). Of a secret it covers
 //! the name and whether it is set.
 //!
@@ -19,10 +19,10 @@ use serde_json::{Map, Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{Input, InputRole, Plan};
-use crate::definition::{FileReference, Source, VariableValue};
+use crate::definition::{FileReference, HARDENING_STEP, Source, VariableValue};
 
 /// The version of what the digest covers; another version, another digest.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Returns the plan's digest.
 pub(super) fn of(plan: &Plan) -> String {
@@ -51,12 +51,22 @@ fn covered(plan: &Plan) -> Json {
         "machine": machine(plan),
         "steps": steps.map(|step| without(step, &["timeout", "retries", "when"])).collect::<Vec<_>>(),
         "checks": checks.map(|check| without(check, &["timeout", "when"])).collect::<Vec<_>>(),
+        "controls": controls(plan),
         "seal": definition.seal,
         "proof": without(&definition.proof, &["address", "gateway"]),
         "variables": variables(plan, &files),
         "secrets": secrets(plan),
         "files": contents(plan, &files),
     })
+}
+
+/// The controls that are applied, whose files are among the contents, and what they are told.
+fn controls(plan: &Plan) -> Json {
+    if !plan.active_steps().any(|step| step.name == HARDENING_STEP) {
+        return Json::Null;
+    }
+    let applied = plan.controls.iter().filter(|it| it.state.is_on()).map(|it| it.control.name.as_str());
+    json!({"applied": applied.collect::<Vec<_>>(), "env": plan.shown.hardening.env})
 }
 
 /// The ISO is its digest, or who must have signed for which name.

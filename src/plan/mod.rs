@@ -4,6 +4,7 @@
 //! neither network nor machine.
 
 mod digest;
+mod hardening;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,10 +19,12 @@ use crate::definition::expression::{self, Place};
 use crate::definition::files::read_text;
 use crate::definition::render::{context, file_context, variables_json};
 use crate::definition::{
-    Check, Definition, FileReference, FileRole, LOCAL_PROFILE, Loaded, Machine, Profile, ResolvedVariable,
-    Root, Secret, Step, VariableValue, load_profile,
+    Check, Definition, FileReference, FileRole, HARDENING_STEP, HardeningProfile, LOCAL_PROFILE, Loaded,
+    Machine, Profile, ResolvedVariable, Root, Secret, Step, VariableValue, load_profile,
 };
 use crate::failure::{Failure, Kind, ResultExt as _};
+
+pub use hardening::{PlannedControl, control_checks};
 
 /// Everything a build needs to know, and the digest that says whether two builds are alike.
 #[derive(Debug, Clone)]
@@ -41,8 +44,10 @@ pub struct Plan {
     pub machine: Machine,
     /// The steps in order, those left out too.
     pub steps: Vec<PlannedStep>,
-    /// The checks in order, those left out too.
+    /// The checks in order, those left out too, and last those of the hardening controls.
     pub checks: Vec<PlannedCheck>,
+    /// All hardening controls, those that are not applied too.
+    pub controls: Vec<PlannedControl>,
     /// What goes in: media and files, with their digests.
     pub inputs: Vec<Input>,
     /// The variables with their values.
@@ -68,6 +73,8 @@ pub struct Builder {
 pub struct PlannedStep {
     /// The step, with secrets in its `env`.
     pub step: Step,
+    /// What a person reads while it runs, where the step's kind does not say it.
+    pub title: Option<String>,
     /// Why it is left out, if it is.
     pub skipped: Option<String>,
 }
@@ -101,6 +108,8 @@ pub enum InputRole {
     Seal,
     /// The key that signs the ISO's checksums.
     Key,
+    /// A hardening control.
+    Control,
 }
 
 /// Something that goes into a build.
@@ -208,9 +217,16 @@ pub fn resolve(
 ) -> Result<Plan, Failure> {
     let profile = load_profile(root, &name)?;
     let machine = effective_machine(&loaded.definition.machine, &profile);
-    let steps = select_steps(&loaded.definition.steps, selection)?;
-    let checks = loaded.definition.checks.iter().map(planned_check).collect();
     let inputs = gather_inputs(root, &loaded)?;
+    let controls = hardening::choose(&loaded.definition.hardening, loaded.controls);
+    let hardening = hardening::step(&loaded.definition.hardening, &controls);
+    let steps = select_steps(&loaded.definition.steps, hardening, selection)?;
+    let is_hardened = steps.iter().any(|it| it.step.name == HARDENING_STEP && it.skipped.is_none());
+    let mut checks: Vec<_> = loaded.definition.checks.iter().map(planned_check).collect();
+    checks.extend(hardening::checks(&controls).map(|check| PlannedCheck {
+        check,
+        skipped: (!is_hardened).then(|| format!("the step {HARDENING_STEP} is left out")),
+    }));
     let mut plan = Plan {
         root: root.path().to_owned(),
         template: loaded.name,
@@ -220,6 +236,7 @@ pub fn resolve(
         machine,
         steps,
         checks,
+        controls,
         inputs,
         variables: loaded.variables,
         digest: String::new(),
@@ -238,18 +255,26 @@ fn effective_machine(machine: &Machine, profile: &Profile) -> Machine {
     machine
 }
 
-fn select_steps(steps: &[Step], selection: &Selection) -> Result<Vec<PlannedStep>, Failure> {
+/// Returns the definition's steps and the one that hardens, last.
+fn select_steps(
+    steps: &[Step],
+    hardening: Option<(Step, String)>,
+    selection: &Selection,
+) -> Result<Vec<PlannedStep>, Failure> {
+    let planned = |step: Step, title| {
+        let skipped = why_skipped(&step, selection);
+        PlannedStep { step, title, skipped }
+    };
+    let mut all: Vec<_> = steps.iter().map(|step| planned(step.clone(), None)).collect();
+    all.extend(hardening.map(|(step, title)| planned(step, Some(title))));
     for (flag, names) in [("--only", &selection.only), ("--skip", &selection.skip)] {
         for name in names {
-            if !steps.iter().any(|step| step.name == *name) {
-                return Err(no_step(flag, name, steps));
+            if !all.iter().any(|it| it.step.name == *name) {
+                return Err(no_step(flag, name, &all));
             }
         }
     }
-    Ok(steps
-        .iter()
-        .map(|step| PlannedStep { step: step.clone(), skipped: why_skipped(step, selection) })
-        .collect())
+    Ok(all)
 }
 
 fn why_skipped(step: &Step, selection: &Selection) -> Option<String> {
@@ -264,8 +289,8 @@ fn why_skipped(step: &Step, selection: &Selection) -> Option<String> {
     }
 }
 
-fn no_step(flag: &str, name: &str, steps: &[Step]) -> Failure {
-    let names: Vec<&str> = steps.iter().map(|step| step.name.as_str()).collect();
+fn no_step(flag: &str, name: &str, steps: &[PlannedStep]) -> Failure {
+    let names: Vec<&str> = steps.iter().map(|it| it.step.name.as_str()).collect();
     let hint = did_you_mean(name, names.iter().copied()).unwrap_or_else(|| match names.as_slice() {
         [] => "the template has no steps".to_owned(),
         names => format!("its steps are {}", one_of(names).replace(" or ", " and ")),
@@ -314,6 +339,7 @@ fn file_input(root: &Root, file: &FileReference) -> Result<Input, Failure> {
         FileRole::Upload => InputRole::Upload,
         FileRole::Seal => InputRole::Seal,
         FileRole::Key => InputRole::Key,
+        FileRole::Control => InputRole::Control,
     };
     Ok(Input {
         role,
@@ -444,8 +470,21 @@ impl Plan {
             "variables": self.variables.iter().map(|(name, variable)| (name, variable_json(variable))).collect::<BTreeMap<_, _>>(),
             "steps": self.steps.iter().map(|step| skipped(&step.step.name, &step.skipped)).collect::<Vec<_>>(),
             "checks": self.checks.iter().map(|check| skipped(&check.check.name, &check.skipped)).collect::<Vec<_>>(),
+            "controls": self.controls.iter().map(control_json).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Returns a control as `forge plan` and `forge controls` print it.
+#[must_use]
+pub fn control_json(planned: &PlannedControl) -> Json {
+    let mut json = json!(planned.state);
+    let control = &planned.control.control;
+    json["name"] = planned.control.name.clone().into();
+    json["title"] = control.title.clone().into();
+    json["profile"] = control.profile.map(HardeningProfile::as_str).into();
+    json["references"] = control.references.clone().into();
+    json
 }
 
 fn variable_json(variable: &ResolvedVariable) -> Json {

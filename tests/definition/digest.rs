@@ -11,7 +11,7 @@ fn the_digest_changes_with_what_shapes_the_guest() {
     let vars = vec![("console_password".to_owned(), "x".to_owned())];
     let inputs = Inputs { vars, ..Inputs::default() };
     let digest = plan_of(&golden("good/full"), "web", &inputs, &Selection::default()).digest;
-    let cases: [(&str, &str, &str); 12] = [
+    let cases: [(&str, &str, &str); 15] = [
         ("hardening/console.sh", "usermod", "usermod "),
         ("hardening/seal.sh", "exit 0", "exit 00"),
         ("files/motd.d/10-welcome", "welcome", "welcome!"),
@@ -24,6 +24,9 @@ fn the_digest_changes_with_what_shapes_the_guest() {
         (TEMPLATE, "[\"curl\"]", "[\"wget\"]"),
         (TEMPLATE, "default = 2222", "default = 2223"),
         (TEMPLATE, "inline = \"\"\"", "inline = \"\"\"\n"),
+        (TEMPLATE, "profile = \"base\"", "profile = \"server\""),
+        (TEMPLATE, "profile = \"base\"", "profile = \"base\"\nenv = { STORAGE = \"external\" }"),
+        ("hardening/controls/core-dumps.toml", "hard core 0", "hard core 1"),
     ];
     for (file, old, new) in cases {
         let folder = changed(file, |text| text.replace(old, new));
@@ -35,8 +38,10 @@ fn the_digest_changes_with_what_shapes_the_guest() {
 #[test]
 fn the_digest_does_not_change_with_place_and_time() {
     let digest = full().digest;
-    let cases: [(&str, &str, &str); 9] = [
+    let cases: [(&str, &str, &str); 10] = [
         ("args.txt", "", "\n"),
+        // Not one that is applied.
+        ("hardening/controls/modules.toml", "dccp", "rds"),
         (TEMPLATE, "timeout = \"90s\"", "timeout = \"91s\""),
         (TEMPLATE, "retries = 1", "retries = 2"),
         (TEMPLATE, "[proof]\n", "[timeouts]\ninstall = \"2h\"\n[proof]\naddress = \"10.10.10.60/24\"\n"),

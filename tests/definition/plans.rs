@@ -90,10 +90,16 @@ fn steps_are_left_out_and_the_digest_knows() {
         plan_of(&case, "web", &Inputs::default(), &Selection { only: owned(only), skip: owned(skip) })
     };
     let names = |plan: &Plan| plan.active_steps().map(|step| step.name.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&plan(&[], &[])), ["packages", "inline", "motd", "more"]);
+    assert_eq!(names(&plan(&[], &[])), ["packages", "inline", "motd", "more", "hardening"]);
     assert_eq!(names(&plan(&["motd", "packages"], &[])), ["packages", "motd"]);
-    assert_eq!(names(&plan(&[], &["motd"])), ["packages", "inline", "more"]);
+    assert_eq!(names(&plan(&[], &["motd"])), ["packages", "inline", "more", "hardening"]);
     assert_ne!(plan(&[], &["motd"]).digest, full().digest);
+
+    // Without the step that applies them, controls are not checked either.
+    let unhardened = plan(&[], &["hardening"]);
+    let checks = |plan: &Plan| plan.active_checks().filter(|it| it.name.starts_with("hardening: ")).count();
+    assert_eq!((checks(&plan(&[], &[])), checks(&unhardened)), (3, 0));
+    assert_ne!(unhardened.digest, full().digest);
 
     let root = Root::at(&case).unwrap();
     let loaded = load(&root, "web", &Inputs::default()).unwrap();

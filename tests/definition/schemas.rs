@@ -11,6 +11,7 @@ fn committed_schemas_are_current() {
     for (name, schema) in [
         ("definition", forge::definition::schema::definition()),
         ("profile", forge::definition::schema::profile()),
+        ("control", forge::definition::schema::control()),
     ] {
         // `forge schema {name} > schema/{name}.schema.json` refreshes it, too.
         expect(&folder.join(format!("{name}.schema.json")), &format!("{schema:#}\n"));

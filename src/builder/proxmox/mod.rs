@@ -205,7 +205,7 @@ async fn work(
         fault: &|| Kind::Guest,
     };
     for planned in &cluster.plan.steps {
-        let (id, title) = (format!("step:{}", planned.step.name), title(&planned.step));
+        let (id, title) = (format!("step:{}", planned.step.name), title(planned));
         if let Some(reason) = &planned.skipped {
             run.skip(&id, &title, reason);
             continue;

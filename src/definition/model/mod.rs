@@ -5,6 +5,7 @@
 
 mod check;
 mod finish;
+mod hardening;
 mod machine;
 mod profile;
 mod source;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::*;
 pub use finish::*;
+pub use hardening::*;
 pub use machine::*;
 pub use profile::*;
 pub use source::*;
@@ -69,6 +71,9 @@ pub struct Definition {
     /// What must hold in the guest, in the build and again in the proof's clone.
     #[serde(default, rename = "check")]
     pub checks: Vec<Check>,
+    /// Which controls harden the guest.
+    #[serde(default)]
+    pub hardening: Hardening,
     /// What removes the guest's identity.
     #[serde(default)]
     pub seal: Seal,

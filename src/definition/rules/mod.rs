@@ -2,10 +2,13 @@
 //!
 //! The rules read the tree, not the structs, so that they hold beside other errors.
 
+mod control;
 mod machine;
 mod work;
 
 use std::net::Ipv4Addr;
+
+pub(crate) use control::check_control;
 
 use super::diagnostics::{Finding, Findings, Span};
 use super::model::Timeout;

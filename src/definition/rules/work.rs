@@ -139,7 +139,7 @@ impl Rules<'_> {
         }
     }
 
-    fn env(&mut self, env: &Node) {
+    pub(super) fn env(&mut self, env: &Node) {
         for entry in env.entries() {
             let name = entry.key.as_str();
             let start = |c: char| c.is_ascii_alphabetic() || c == '_';
