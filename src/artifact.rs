@@ -16,7 +16,7 @@ use crate::definition::Machine;
 use crate::event::Span;
 
 /// The version of the manifest's format.
-pub const MANIFEST_VERSION: u32 = 2;
+pub const MANIFEST_VERSION: u32 = 3;
 
 /// The manifest's file name in the artifact's folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -65,6 +65,15 @@ pub struct Manifest {
     pub os: Os,
     /// Every check, with its finding.
     pub checks: Vec<CheckResult>,
+    /// The contracts that it was held to. New in version 3.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<ContractProof>,
+    /// What programs have found that audit it. New in version 3.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audits: Vec<AuditResult>,
+    /// The hardening controls, and which of them it has. New in version 3.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<ControlChoice>,
     /// The guest's packages.
     pub packages: Vec<Package>,
     /// Where the time went, until the manifest was written.
@@ -189,10 +198,62 @@ pub struct Os {
     pub kernel: String,
 }
 
+/// How a contract was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContractProof {
+    /// The contract's name; its findings are among the checks, at that name and what came after a comma.
+    pub contract: String,
+    /// Whether two clones were made, and the first one rebooted and moved; else it is one clone's first boot.
+    pub full: bool,
+    /// The run that did it.
+    pub run: String,
+    /// When, in UTC, RFC 3339.
+    pub proven_at: String,
+    /// How many cores the clone had.
+    pub cores: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
+    /// The size of its system disk in GiB.
+    pub disk_gib: u64,
+    /// What was other than the contract says, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scaled: Vec<String>,
+}
+
+/// What a program has found that audits a clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditResult {
+    /// The program: `ssh-audit`, `lynis` or `ansible`.
+    pub audit: String,
+    /// The contract whose clone it was.
+    pub contract: String,
+    /// The program's version.
+    pub version: String,
+    /// What it counts: failures, or Lynis' index.
+    pub figure: u32,
+    /// Whether that meets the definition's threshold.
+    pub passed: bool,
+    /// What it remarks, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+}
+
+/// Whether a template has a hardening control.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlChoice {
+    /// The control's name.
+    pub name: String,
+    /// Whether it is applied.
+    pub applied: bool,
+    /// Why, where the definition gives a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// A check's finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckResult {
-    /// Where it was made: `build`, `proof` or `config-drive`.
+    /// Where it was made: `build`, or a contract's name, and after a comma what its clone went through then.
     pub at: String,
     /// The check's name.
     pub name: String,
@@ -276,8 +337,13 @@ mod tests {
         let place = second.place.unwrap();
         assert_eq!((place.vmid, place.volumes[0].size), (90001, Some(20 << 30)));
         assert!(second.disk.is_none() && second.checks[1].not_proven);
-        let later = Manifest::parse(br#"{"format": 3}"#).unwrap_err().to_string();
-        assert!(later.starts_with("it has the format 3, and this forge reads 1 to 2"), "{later}");
+        let third = Manifest::parse(include_bytes!("../tests/golden/manifest/3.json")).unwrap();
+        assert_eq!(
+            (third.proofs[0].full, third.audits[0].figure, third.controls[1].applied),
+            (true, 75, false)
+        );
+        let later = Manifest::parse(br#"{"format": 4}"#).unwrap_err().to_string();
+        assert!(later.starts_with("it has the format 4, and this forge reads 1 to 3"), "{later}");
         assert!(matches!(Manifest::parse(b"{}"), Err(ManifestError::Shape(_))));
     }
 

@@ -21,9 +21,23 @@ pub struct Record {
     pub run: String,
     /// The template's name.
     pub template: String,
+    /// The contract that the run holds the template to; a build has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract: Option<String>,
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
+}
+
+impl Record {
+    /// Returns what the run works on, as a person names it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match &self.contract {
+            Some(contract) => format!("{} as {contract}", self.template),
+            None => self.template.clone(),
+        }
+    }
 }
 
 /// Who was at work in a stretch of time; forge's own share of a build is [`Worker::Forge`].

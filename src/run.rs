@@ -115,6 +115,8 @@ pub struct Run {
     pub id: String,
     /// The template's name.
     pub template: String,
+    /// The contract that the run holds the template to; a build has none.
+    pub contract: Option<String>,
     /// The folder with the run's evidence.
     pub folder: PathBuf,
     sink: Arc<dyn Sink>,
@@ -135,13 +137,22 @@ impl Run {
     pub fn new(id: String, template: String, folder: PathBuf, sink: Arc<dyn Sink>, cancel: Cancel) -> Self {
         let open = Open { step: "start".to_owned(), worker: Worker::Forge, start: Duration::ZERO };
         let state = State { undo: Vec::new(), next_undo: 0, spans: Vec::new(), open };
-        Self { id, template, folder, sink, cancel, started: Instant::now(), state: Mutex::new(state) }
+        let state = Mutex::new(state);
+        Self { id, template, contract: None, folder, sink, cancel, started: Instant::now(), state }
+    }
+
+    /// Says that the run holds its template to a contract.
+    #[must_use]
+    pub fn holding_to(mut self, contract: &str) -> Self {
+        self.contract = Some(contract.to_owned());
+        self
     }
 
     /// Emits an event of this run.
     pub fn emit(&self, event: Event) {
         let at = event::seconds(self.started.elapsed());
-        self.sink.emit(&Record { at, run: self.id.clone(), template: self.template.clone(), event });
+        let (run, template, contract) = (self.id.clone(), self.template.clone(), self.contract.clone());
+        self.sink.emit(&Record { at, run, template, contract, event });
     }
 
     /// Returns a path in the run's folder.

@@ -232,7 +232,7 @@ fn the_installed_system_tells_by_whatever_client_it_has_that_its_agent_runs() {
 fn the_definition_fits_its_model() {
     let definition = definition(&json!({}));
     assert_eq!((definition.template.vmid, definition.template.name.as_str()), (90001, "pkr-ubuntu-noble-1"));
-    assert_eq!((definition.proof.ssh_port, definition.machine.disks[0].size_gib), (2222, 20));
+    assert_eq!((definition.prove.ssh_port, definition.machine.disks[0].size_gib), (2222, 20));
     assert_eq!(definition.template.release, "24.04.3");
     let mut names = BTreeSet::new();
     for step in &definition.steps {

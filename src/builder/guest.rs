@@ -13,7 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Patience;
 use super::inputs::Prepared;
-use super::proof::{self, Identity};
+use super::prove::{self, Identity};
 use crate::artifact::{self, CheckResult};
 use crate::check;
 use crate::communicator::{Communicator, Exec};
@@ -101,14 +101,14 @@ impl Guest<'_> {
         .await
         .kind((self.fault)())?;
         let results = super::record_findings(step.run(), "build", found).kind(Kind::Infrastructure)?;
-        proof::judge(&results, "checks")?;
+        prove::judge(&results, "checks")?;
         Ok(results)
     }
 
     /// Finds out what is known of the guest only before it is sealed.
     pub(super) async fn facts(&self) -> Result<Facts, Failure> {
         let guest = self.communicator;
-        let identity = proof::identity(guest).await.kind((self.fault)())?;
+        let identity = prove::identity(guest).await.kind((self.fault)())?;
         let os = guest.exec(&Exec::shell("uname -r; cat /etc/os-release")).await.kind((self.fault)())?.text();
         let (kernel, release) = os.split_once('\n').unwrap_or_default();
         let query = Exec::new(["dpkg-query", "-W", "-f", "${Package}\\t${Version}\\t${Architecture}\\n"]);

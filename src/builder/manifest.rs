@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
 use tokio::process::Command;
 
 use super::guest::Facts;
+use super::prove::Proven;
 use super::workspace::{Staging, Workspace, write_whole};
-use crate::artifact::{self, BuilderInfo, CheckResult, Manifest};
-use crate::definition::VariableValue;
+use crate::artifact::{self, BuilderInfo, CheckResult, ContractProof, ControlChoice, Manifest};
+use crate::definition::{ControlState, VariableValue};
 use crate::failure::{Failure, Kind, ResultExt as _};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedControl};
 use crate::run::Run;
 
 /// What a build made.
@@ -33,7 +35,7 @@ pub(super) fn manifest(
     run: &Run,
     media: Vec<artifact::Input>,
     product: Product,
-    checks: Vec<CheckResult>,
+    (checks, proofs): (Vec<CheckResult>, Vec<ContractProof>),
     facts: Facts,
     revision: Option<String>,
 ) -> Manifest {
@@ -74,18 +76,58 @@ pub(super) fn manifest(
         place,
         os: facts.os,
         checks,
+        proofs,
+        audits: Vec::new(),
+        controls: plan.controls.iter().map(choice).collect(),
         packages: facts.packages,
         spans: run.spans(),
     }
 }
 
+fn choice(planned: &PlannedControl) -> ControlChoice {
+    let reason = match &planned.state {
+        ControlState::Added { reason } | ControlState::Off { reason } => Some(reason.clone()),
+        ControlState::On | ControlState::Beyond => None,
+    };
+    ControlChoice { name: planned.control.name.clone(), applied: planned.state.is_on(), reason }
+}
+
 /// Writes the manifest and the logs into a folder.
 pub(super) fn write(manifest: &Manifest, run: &Run, folder: &Path) -> Result<(), Failure> {
     copy_logs(&run.folder, &folder.join("logs")).kind(Kind::Infrastructure)?;
+    write_manifest(manifest, folder)
+}
+
+/// Writes the manifest into an artifact's folder.
+pub(super) fn write_manifest(manifest: &Manifest, folder: &Path) -> Result<(), Failure> {
     let mut text =
         serde_json::to_vec_pretty(manifest).context("writing the manifest").kind(Kind::Unexpected)?;
     text.push(b'\n');
     write_whole(&folder.join(artifact::MANIFEST_FILE), &text).kind(Kind::Infrastructure)
+}
+
+/// Writes what a proof has found into an artifact's manifest, in the place of what was found before.
+pub(super) fn add_proof(folder: &Path, proven: &Proven) -> Result<(), Failure> {
+    // Proofs that run at the same time write one after another, each into what the other has left.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = folder.join(artifact::MANIFEST_FILE);
+    let text =
+        fs::read(&path).with_context(|| format!("reading {}", path.display())).kind(Kind::Infrastructure)?;
+    let mut manifest = Manifest::parse(&text)
+        .with_context(|| format!("reading {}", path.display()))
+        .kind(Kind::Infrastructure)?;
+    manifest.format = artifact::MANIFEST_VERSION;
+    let contract = proven.proof.contract.as_str();
+    manifest.checks.retain(|check| check.at.split(", ").next() != Some(contract));
+    manifest.checks.extend(proven.results.iter().cloned());
+    manifest.proofs.retain(|proof| proof.contract != contract);
+    manifest.proofs.push(proven.proof.clone());
+    for audit in &proven.audits {
+        manifest.audits.retain(|old| old.audit != audit.audit);
+        manifest.audits.push(audit.clone());
+    }
+    write_manifest(&manifest, folder)
 }
 
 /// Writes the manifest and the logs, and puts the artifact into its place.

@@ -1,15 +1,13 @@
 //! The builders: each turns a plan into an artifact on its kind of machine.
 //!
 //! What knows one kind of machine lies below its builder, [`qemu`] or [`proxmox`]. The rest knows a guest by its communicator alone: the work in it
-//! (`guest`), the look at a clone ([`proof`]), what goes in (`inputs`) and what is left (`manifest`).
+//! (`guest`), the proof by clones ([`prove`]), what goes in (`inputs`) and what is left (`manifest`).
 
-pub mod clone;
 mod guest;
 mod inputs;
 pub mod install;
 mod manifest;
-pub mod outside;
-pub mod proof;
+pub mod prove;
 pub mod proxmox;
 pub mod qemu;
 pub mod workspace;
@@ -20,13 +18,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use futures_util::future::BoxFuture;
 
+use self::prove::Depth;
 use self::workspace::Workspace;
-use crate::artifact::CheckResult;
+use crate::artifact::{CheckResult, Manifest};
 use crate::check::{self, Finding};
-use crate::definition::{Check, CheckAt, Timeout};
+use crate::definition::{Audit, Check, CheckAt, Contract, Timeout};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::run::{Run, Step};
@@ -71,6 +70,69 @@ pub async fn build(
         Some(profile) => proxmox::build(plan, profile, options, workspace, run).await,
         None => qemu::build(plan, options, workspace, run).await,
     }
+}
+
+/// A template that was built.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// An artifact with its manifest, which says where the template is.
+    Artifact {
+        /// Its folder.
+        folder: PathBuf,
+        /// Its manifest.
+        manifest: Box<Manifest>,
+    },
+    /// A template on a cluster.
+    Vmid(u32),
+}
+
+/// How a template is held to a contract.
+#[derive(Debug, Clone)]
+pub struct ProveOptions {
+    /// How much is tried.
+    pub depth: Depth,
+    /// The programs that audit a clone.
+    pub audits: Vec<Audit>,
+    /// What else a run needs to know.
+    pub build: BuildOptions,
+}
+
+/// Holds a template to a contract on the builder of its plan, writes what was found into its manifest, and returns
+/// the folder of that, or of the run where there is none.
+///
+/// # Errors
+/// Kind `Check` when a promise does not hold; else the first failure.
+pub async fn prove(
+    plan: &Plan,
+    target: &Target,
+    contract: &Contract,
+    options: &ProveOptions,
+    workspace: &Workspace,
+    run: &Run,
+) -> Result<PathBuf, Failure> {
+    let proven = match (&plan.builder.profile.proxmox, target) {
+        (Some(profile), _) => {
+            proxmox::prove(plan, profile, target, contract, options, workspace, run).await?
+        }
+        (None, Target::Artifact { folder, manifest }) => {
+            qemu::prove(plan, folder, manifest, contract, options, workspace, run).await?
+        }
+        (None, Target::Vmid(vmid)) => {
+            return Err(Failure::new(
+                Kind::Usage,
+                anyhow!("{vmid} is on a cluster, and this builder has none"),
+            ));
+        }
+    };
+    let folder = match target {
+        Target::Artifact { folder, .. } => {
+            manifest::add_proof(folder, &proven)?;
+            folder.clone()
+        }
+        Target::Vmid(_) => run.folder.clone(),
+    };
+    prove::judge(&proven.results, &format!("promises to {}", contract.name))?;
+    Ok(folder)
 }
 
 /// Holds the machines of failed builds, for as long as the user wants them; clones share them.
@@ -163,8 +225,9 @@ fn show_console(step: &Step<'_>, log: &Path) {
 /// returns them as an artifact has them.
 fn record_findings(run: &Run, at: &str, findings: Vec<Finding>) -> anyhow::Result<Vec<CheckResult>> {
     let json = serde_json::to_vec_pretty(&findings).context("writing the findings")?;
-    workspace::write_whole(&run.path(format!("checks-{at}.json")), &json)?;
-    workspace::write_whole(&run.path(format!("checks-{at}.txt")), check::table(&findings).as_bytes())?;
+    let name = at.replace(", ", "-").replace(' ', "-");
+    workspace::write_whole(&run.path(format!("checks-{name}.json")), &json)?;
+    workspace::write_whole(&run.path(format!("checks-{name}.txt")), check::table(&findings).as_bytes())?;
     let result = |Finding { name, passed, detail }| CheckResult {
         at: at.to_owned(),
         name,

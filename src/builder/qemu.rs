@@ -7,27 +7,27 @@
 //!                  ends by power-off                                    folder    on it
 //! ```
 
+mod clones;
 pub mod host;
 mod machine;
-mod prove;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
+use self::clones::Template;
 use self::host::{Host, Launch};
 use self::machine::{boot, end_of, gone, launch_machine, power_off, press_enter};
-use self::prove::Template;
-use super::guest::{Facts, Guest, title};
+use super::guest::{Guest, title};
 use super::inputs::{ANSWERS, Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
-use super::proof::{self, Drive};
+use super::prove::{self, Proven};
 use super::workspace::{Staging, Workspace, remove};
-use super::{BuildOptions, Keeper, machine_folder, show_console};
+use super::{BuildOptions, Keeper, ProveOptions, machine_folder, show_console};
 use crate::artifact;
-use crate::definition::{DiskFormat, Transport};
+use crate::definition::{Contract, DiskFormat, Transport};
 use crate::event::{Event, Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch;
@@ -121,21 +121,10 @@ pub async fn build(
             export(plan, &disks, &staging, step).await
         })
         .await?;
-    for drive in proofs(plan) {
-        let title = match drive {
-            Drive::NoCloud => "proving a clone",
-            Drive::ConfigDrive => "proving that a ConfigDrive volume is accepted",
-        };
-        let results = run
-            .step(drive.at(), title, Worker::Forge, async |step| {
-                let template = template(plan, &host, workspace, &staging, &exported, &facts, drive)?;
-                let results = prove::prove(&template, drive, step).await?;
-                proof::judge(&results, "promises of the proof")?;
-                Ok(results)
-            })
-            .await?;
-        checks.extend(results);
-    }
+    let disks = exported.iter().map(|disk| (staging.partial.join(&disk.file), disk.virtual_size)).collect();
+    let template = Template::new(plan, &host, workspace, disks, plan.definition.template.disk_format);
+    let (results, proofs) = prove::build(&template, plan, &facts.identity, Worker::Guest, run).await?;
+    checks.extend(results);
     run.step("artifact", "writing the manifest", Worker::Forge, async |_| {
         let builder = artifact::BuilderInfo {
             name: plan.builder.name.clone(),
@@ -143,12 +132,71 @@ pub async fn build(
             overrides: host.overrides(&plan.definition.machine, &plan.machine),
         };
         let revision = git_revision(&plan.root).await;
-        let manifest =
-            manifest(plan, builder, run, media.inputs(), Product::Disks(exported), checks, facts, revision);
+        let (media, found) = (media.inputs(), (checks, proofs));
+        let manifest = manifest(plan, builder, run, media, Product::Disks(exported), found, facts, revision);
         finish(&manifest, run, workspace, &staging)
     })
     .await?;
     Ok(staging.final_path)
+}
+
+/// Holds an artifact to a contract by clones on this machine.
+///
+/// # Errors
+/// The first failure, with its kind; that a promise does not hold is none.
+pub(super) async fn prove(
+    plan: &Plan,
+    folder: &Path,
+    manifest: &artifact::Manifest,
+    contract: &Contract,
+    options: &ProveOptions,
+    workspace: &Workspace,
+    run: &Run,
+) -> Result<Proven, Failure> {
+    let host = Host::find(&plan.builder.profile, &plan.machine)?;
+    if let Some(warning) = host.warning() {
+        run.emit(Event::Warning { step: None, message: warning.to_owned() });
+    }
+    let work = workspace.folder.join("work");
+    run.undo(
+        "the clones' disks",
+        format!("rm -r {}", work.display()),
+        move |_| async move { remove_used(&work) },
+    );
+    let disks: Vec<_> = manifest.disk.iter().chain(&manifest.more_disks).collect();
+    run.step("artifact", "verifying the artifact", Worker::Hash, async |_| verify(folder, &disks).await)
+        .await?;
+    let format = match manifest.disk.as_ref().map(|disk| disk.format.as_str()) {
+        Some("raw") => DiskFormat::Raw,
+        _ => DiskFormat::Qcow2,
+    };
+    let disks = disks.iter().map(|disk| (folder.join(&disk.file), disk.virtual_size)).collect();
+    let template = Template::new(plan, &host, workspace, disks, format);
+    let id = format!("prove:{}", contract.name);
+    let proven = run
+        .step(&id, &prove::title(contract), Worker::Guest, async |step| {
+            prove::prove(&template, plan, contract, options.depth, &options.audits, None, step).await
+        })
+        .await?;
+    Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)?;
+    Ok(proven)
+}
+
+/// An artifact's disks must be those that were built.
+async fn verify(folder: &Path, disks: &[&artifact::Disk]) -> Result<(), Failure> {
+    for disk in disks {
+        let path = folder.join(&disk.file);
+        let (sha256, _) = fetch::digest(&path)
+            .await
+            .with_context(|| format!("reading {}", path.display()))
+            .kind(Kind::Infrastructure)?;
+        if sha256 != disk.sha256 {
+            let error = anyhow!("{} is not the disk that was built: its SHA-256 is {sha256}", path.display());
+            return Err(Failure::new(Kind::Infrastructure, error)
+                .hint(format!("the manifest beside it says {}; build it again", disk.sha256)));
+        }
+    }
+    Ok(())
 }
 
 /// Registers the removal of what a failed build must not leave.
@@ -209,7 +257,7 @@ async fn install(
     };
     let spec = host.spec(&plan.machine, launch).kind(Kind::Infrastructure)?;
     let (machine, undo) =
-        launch_machine(step.run(), options, ("install", plan.definition.proof.ssh_port), &spec, &folder)
+        launch_machine(step.run(), options, ("install", plan.definition.prove.ssh_port), &spec, &folder)
             .await?;
     step.worker(Worker::Guest);
     let timeouts = &plan.definition.timeouts;
@@ -269,32 +317,4 @@ async fn export(
         });
     }
     Ok(exported)
-}
-
-fn proofs(plan: &Plan) -> Vec<Drive> {
-    let mut drives = vec![Drive::NoCloud];
-    if plan.definition.proof.config_drive {
-        drives.push(Drive::ConfigDrive);
-    }
-    drives
-}
-
-fn template<'a>(
-    plan: &'a Plan,
-    host: &'a Host,
-    workspace: &Workspace,
-    staging: &Staging,
-    disks: &[artifact::Disk],
-    facts: &'a Facts,
-    drive: Drive,
-) -> Result<Template<'a>, Failure> {
-    Ok(Template {
-        plan,
-        host,
-        disks: disks.iter().map(|disk| (staging.partial.join(&disk.file), disk.virtual_size)).collect(),
-        format: plan.definition.template.disk_format,
-        built: &facts.identity,
-        logs: machine_folder(workspace, drive.at())?,
-        work: workspace.work(drive.at()),
-    })
 }

@@ -9,6 +9,8 @@ pub mod leftovers;
 pub mod list;
 pub mod man;
 pub mod plan;
+pub mod prove;
+mod runs;
 pub mod schema;
 pub mod signals;
 pub mod validate;
@@ -77,6 +79,8 @@ impl Global {
 pub enum Command {
     /// Build templates: install, provision, check, seal and prove them
     Build(build::Args),
+    /// Hold a template that was built to its contracts, by clones of it
+    Prove(prove::Args),
     /// Check definitions and builder profiles, offline
     Validate(validate::Args),
     /// Show what a build would do, with its inputs and its digest
@@ -115,6 +119,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     let (verbosity, directory) = (cli.global.verbosity(), cli.global.directory.as_deref());
     match cli.command {
         Command::Build(args) => build::run(&args, directory, verbosity),
+        Command::Prove(args) => prove::run(&args, directory, verbosity),
         Command::Validate(args) => answer(args.format.format, directory, |out| validate::run(&args, out)),
         Command::Plan(args) => answer(args.format.format, directory, |out| plan::run(&args, out)),
         Command::List(args) => answer(args.format.format, directory, |out| list::run(&args, out)),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 
 use super::common::{Format, FormatArgs, VarArgs, columns, root, warn_of_strays, write_answer, write_json};
-use crate::definition::{Disk, DiskBus, Machine, Nic, Step, VariableValue, load};
+use crate::definition::{CloudInitDrive, Contract, Disk, DiskBus, Machine, Nic, Step, VariableValue, load};
 use crate::failure::Failure;
 use crate::plan::{Input, InputRole, Plan, Selection, choose_builder, resolve};
 
@@ -274,16 +274,23 @@ fn check_rows(plan: &Plan) -> Vec<Vec<String>> {
 }
 
 fn last_rows(plan: &Plan) -> Vec<Vec<String>> {
-    let proof = &plan.shown.proof;
-    let config_drive = if proof.config_drive { ", then with a ConfigDrive" } else { "" };
-    vec![
-        vec!["seal".to_owned(), format!("runs {}", plan.shown.seal.script)],
-        vec![
-            "proof".to_owned(),
-            format!(
-                "boots a clone as {} at {}, {} GiB larger, SSH on port {}{config_drive}",
-                proof.hostname, proof.address, proof.grow_gib, proof.ssh_port
-            ),
-        ],
-    ]
+    let mut rows = vec![vec!["seal".to_owned(), format!("runs {}", plan.shown.seal.script)]];
+    let in_build = plan.build_contracts();
+    for contract in plan.contracts() {
+        let when = if in_build.iter().any(|it| it.name == contract.name) { "" } else { ", by forge prove" };
+        let what = format!("boots a clone as {}{when}", contract_words(&contract));
+        rows.push(vec!["proof".to_owned(), what]);
+    }
+    rows
+}
+
+fn contract_words(contract: &Contract) -> String {
+    let mut words = vec![format!("{} at {}", contract.name, contract.address)];
+    words.extend(contract.cores.map(|cores| format!("{cores} cores")));
+    words.extend(contract.memory_mib.map(|memory| format!("{memory} MiB")));
+    words.extend(contract.disk_gib.map(|disk| format!("a disk of {disk} GiB")));
+    if contract.drive == CloudInitDrive::ConfigDrive {
+        words.push("a ConfigDrive".to_owned());
+    }
+    words.join(", ")
 }

@@ -233,6 +233,31 @@ pub trait Communicator: Send + Sync {
     ) -> BoxFuture<'a, Result<(), CommunicatorError>>;
 }
 
+/// What a guest agent does besides running commands and moving files.
+pub trait GuestAgent: Communicator {
+    /// Freezes the file systems and returns how many; until they are thawed, nothing else can be asked.
+    ///
+    /// # Errors
+    /// See [`CommunicatorError`].
+    fn freeze(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>>;
+
+    /// Thaws the file systems and returns how many.
+    ///
+    /// # Errors
+    /// See [`CommunicatorError`].
+    fn thaw(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>>;
+
+    /// Sets a user's password.
+    ///
+    /// # Errors
+    /// See [`CommunicatorError`]; the password is in none.
+    fn set_user_password<'a>(
+        &'a self,
+        user: &'a str,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), CommunicatorError>>;
+}
+
 /// Returns the error of a guest that is not back from a reboot in time: `answers` says whether it is the old
 /// boot that answered last.
 fn no_other_boot(answers: bool, limit: Duration) -> CommunicatorError {

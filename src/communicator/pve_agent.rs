@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
-    Output, PUT_FILE_MAX, describe, no_other_boot,
+    GuestAgent, Output, PUT_FILE_MAX, describe, no_other_boot,
 };
 use crate::event::human_duration;
 use crate::pve::agent::ExecStatus;
@@ -568,6 +568,33 @@ impl Communicator for PveAgent {
         deadline: Duration,
     ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
         Box::pin(self.wait_for_other_boot(previous_boot_id, deadline))
+    }
+}
+
+impl GuestAgent for PveAgent {
+    fn freeze(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>> {
+        Box::pin(async {
+            let frozen = self.agent.freeze().await;
+            frozen.map_err(|error| Failure::from(error).of("freezing the file systems"))
+        })
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>> {
+        Box::pin(async {
+            let thawed = self.agent.thaw().await;
+            thawed.map_err(|error| Failure::from(error).of("thawing the file systems"))
+        })
+    }
+
+    fn set_user_password<'a>(
+        &'a self,
+        user: &'a str,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+        Box::pin(async move {
+            let set = self.agent.set_user_password(user, password).await;
+            set.map_err(|error| Failure::from(error).of(format!("setting the password of {user}")))
+        })
     }
 }
 

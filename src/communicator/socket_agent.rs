@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use self::connection::{Connection, Refusal};
 use super::{
     BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
-    Output, PUT_FILE_MAX, describe, no_other_boot,
+    GuestAgent, Output, PUT_FILE_MAX, describe, no_other_boot,
 };
 use crate::event::human_duration;
 use crate::qemu::{AgentPort, State};
@@ -26,6 +26,12 @@ mod connection;
 
 /// How long the agent may take for one request; emulated guests under load take seconds.
 const REPLY: Duration = Duration::from_secs(30);
+
+/// How long the file systems may take to become quiet.
+const FREEZE: Duration = Duration::from_mins(1);
+
+/// How long an agent may take to refuse what it answers in no other way.
+const REFUSAL: Duration = Duration::from_secs(2);
 
 /// How long after the first poll the second one comes; doubled up to [`POLL_MAX`].
 const POLL_MIN: Duration = Duration::from_millis(20);
@@ -98,6 +104,33 @@ impl SocketAgent {
     pub async fn boot_id(&self) -> Result<String, CommunicatorError> {
         let text = self.get_file(BOOT_ID).await?;
         Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    }
+
+    /// Asks the agent to power the guest off, or to reboot it. It answers only to refuse, so that a short silence
+    /// means that it does.
+    ///
+    /// # Errors
+    /// See [`CommunicatorError`].
+    pub async fn shut_down(&self, mode: qga::GuestShutdownMode) -> Result<(), CommunicatorError> {
+        let ask = async {
+            let deadline = Instant::now() + REPLY;
+            let mut slot = self.turn(deadline).await?;
+            let mut connection = match slot.take() {
+                Some(connection) if self.port() != AgentPort::Closed => connection,
+                _ => self.connect(deadline).await?,
+            };
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let sent = connection.send(qga::guest_shutdown { mode: Some(mode) }, id).await;
+            sent.map_err(|error| Failure::Lost(error.to_string()))?;
+            tokio::select! {
+                reply = timeout(REFUSAL, connection.reply::<qga::guest_shutdown>(id)) => match reply {
+                    Ok(Ok(Err(refusal))) => Err(Failure::Refused(explain("guest-shutdown", refusal))),
+                    _ => Ok(()),
+                },
+                () = self.port_closed() => Ok(()),
+            }
+        };
+        ask.await.map_err(|failure: Failure| failure.of("shutting the guest down"))
     }
 
     /// Sends a request and returns its result, in turn with others.
@@ -381,6 +414,38 @@ impl Communicator for SocketAgent {
         deadline: Duration,
     ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
         Box::pin(self.wait_for_other_boot(previous_boot_id, deadline))
+    }
+}
+
+impl GuestAgent for SocketAgent {
+    fn freeze(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>> {
+        Box::pin(async {
+            let frozen = self.call(qga::guest_fsfreeze_freeze {}, Instant::now() + FREEZE).await;
+            frozen.map_err(|failure| failure.of("freezing the file systems"))
+        })
+    }
+
+    fn thaw(&self) -> BoxFuture<'_, Result<i64, CommunicatorError>> {
+        Box::pin(async {
+            let thawed = self.call(qga::guest_fsfreeze_thaw {}, Instant::now() + FREEZE).await;
+            thawed.map_err(|failure| failure.of("thawing the file systems"))
+        })
+    }
+
+    fn set_user_password<'a>(
+        &'a self,
+        user: &'a str,
+        password: &'a str,
+    ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
+        Box::pin(async move {
+            let request = qga::guest_set_user_password {
+                username: user.to_owned(),
+                password: password.as_bytes().to_vec(),
+                crypted: false,
+            };
+            let set = self.call(request, Instant::now() + REPLY).await;
+            set.map(drop).map_err(|failure| failure.of(format!("setting the password of {user}")))
+        })
     }
 }
 

@@ -364,7 +364,7 @@ impl<'a> Checker<'a> {
     fn place(&self) -> String {
         match self.path.as_slice() {
             [] => "at the top level".to_owned(),
-            [list] if list == "step" || list == "check" => format!("in `[[{list}]]`"),
+            [list] if ["step", "check", "contract"].contains(&list.as_str()) => format!("in `[[{list}]]`"),
             path => format!("in `[{}]`", path.join(".")),
         }
     }

@@ -240,10 +240,10 @@ pub(crate) fn merge(parent: Node, mut child: Node) -> Node {
             inherited.remove(other);
         }
     }
-    for list in ["step", "check"] {
-        let (Some(inherited), Some(own)) = (parent.remove(list), entry_mut(&mut child, list)) else {
-            continue;
-        };
+    for list in ["step", "check", "contract"] {
+        // What the child says nothing of stays the parent's.
+        let Some(own) = entry_mut(&mut child, list) else { continue };
+        let Some(inherited) = parent.remove(list) else { continue };
         match (inherited.node.value, &mut own.value) {
             (Value::Array(inherited), Value::Array(own)) => {
                 own.splice(0..0, inherited);
@@ -356,7 +356,7 @@ mod tests {
         let parent = parse(
             "abstract = true\n[machine]\ncores = 2\ncpu = \"host\"\n[[machine.disk]]\nsize_gib = 1\n\
              [[step]]\nname = \"a\"\n[variables.v]\ntype = \"map\"\ndefault = { a = 1 }\n\
-             [source]\niso = \"x\"\nsha256 = \"y\"\n",
+             [source]\niso = \"x\"\nsha256 = \"y\"\n[[check]]\nname = \"c\"\n[[contract]]\nname = \"d\"\n",
         );
         let child = parse(
             "[machine]\ncores = 4\n[[machine.disk]]\nsize_gib = 9\n[[step]]\nname = \"b\"\n\
@@ -368,6 +368,8 @@ mod tests {
             "variables": {"v": {"type": "map", "default": {"b": 2}}},
             "source": {"iso": "x", "checksums": {"file": "f"}},
             "step": [{"name": "a"}, {"name": "b"}],
+            "check": [{"name": "c"}],
+            "contract": [{"name": "d"}],
         });
         assert_eq!(merged, expected);
     }

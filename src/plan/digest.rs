@@ -53,7 +53,7 @@ fn covered(plan: &Plan) -> Json {
         "checks": checks.map(|check| without(check, &["timeout", "when"])).collect::<Vec<_>>(),
         "controls": controls(plan),
         "seal": definition.seal,
-        "proof": without(&definition.proof, &["address", "gateway"]),
+        "prove": {"ssh_port": definition.prove.ssh_port, "contracts": contracts(plan)},
         "variables": variables(plan, &files),
         "secrets": secrets(plan),
         "files": contents(plan, &files),
@@ -67,6 +67,12 @@ fn controls(plan: &Plan) -> Json {
     }
     let applied = plan.controls.iter().filter(|it| it.state.is_on()).map(|it| it.control.name.as_str());
     json!({"applied": applied.collect::<Vec<_>>(), "env": plan.shown.hardening.env})
+}
+
+/// What a build holds the template to. Where that is tried in a network makes no difference.
+fn contracts(plan: &Plan) -> Vec<Json> {
+    let apart = ["address", "other_address", "gateway", "dns", "description"];
+    plan.build_contracts().iter().map(|contract| without(contract, &apart)).collect()
 }
 
 /// The ISO is its digest, or who must have signed for which name.

@@ -19,8 +19,8 @@ use crate::definition::expression::{self, Place};
 use crate::definition::files::read_text;
 use crate::definition::render::{context, file_context, variables_json};
 use crate::definition::{
-    Check, Definition, FileReference, FileRole, HARDENING_STEP, HardeningProfile, LOCAL_PROFILE, Loaded,
-    Machine, Profile, ResolvedVariable, Root, Secret, Step, VariableValue, load_profile,
+    Check, Contract, Definition, FileReference, FileRole, HARDENING_STEP, HardeningProfile, LOCAL_PROFILE,
+    Loaded, Machine, Profile, ResolvedVariable, Root, Secret, Step, VariableValue, load_profile,
 };
 use crate::failure::{Failure, Kind, ResultExt as _};
 
@@ -361,6 +361,27 @@ impl Plan {
     /// Returns the checks that are made, in order.
     pub fn active_checks(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|planned| planned.skipped.is_none()).map(|planned| &planned.check)
+    }
+
+    /// Returns the contracts: the definition's, or the one that holds where it has none.
+    #[must_use]
+    pub fn contracts(&self) -> Vec<Contract> {
+        match self.definition.contracts.as_slice() {
+            [] => vec![Contract::default()],
+            some => some.to_vec(),
+        }
+    }
+
+    /// Returns the contracts that a build holds the template to: those it names, or the first one.
+    #[must_use]
+    pub fn build_contracts(&self) -> Vec<Contract> {
+        let (mut all, named) = (self.contracts(), &self.definition.prove.contracts);
+        if named.is_empty() {
+            all.truncate(1);
+        } else {
+            all.retain(|contract| named.contains(&contract.name));
+        }
+        all
     }
 
     /// Returns the secrets that are set, for hiding them in what guests print.

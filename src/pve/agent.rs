@@ -73,6 +73,12 @@ struct StatusAnswer {
 }
 
 #[derive(Deserialize)]
+struct CountAnswer {
+    #[serde(deserialize_with = "loose::number")]
+    result: i64,
+}
+
+#[derive(Deserialize)]
 struct ReadAnswer {
     #[serde(default, deserialize_with = "loose::text")]
     content: String,
@@ -93,6 +99,41 @@ impl Agent {
         let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/agent/ping"));
         let what = call.to_string();
         check_result(what, &self.vm.client.call(call).await?)
+    }
+
+    /// Freezes the guest's file systems and returns how many; until they are thawed it only answers to that.
+    ///
+    /// # Errors
+    /// As [`Self::ping`], and what the agent says.
+    pub async fn freeze(&self) -> Result<i64, Error> {
+        self.count(Call::post("/nodes/{node}/qemu/{vmid}/agent/fsfreeze-freeze")).await
+    }
+
+    /// Thaws the guest's file systems and returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`].
+    pub async fn thaw(&self) -> Result<i64, Error> {
+        self.count(Call::post("/nodes/{node}/qemu/{vmid}/agent/fsfreeze-thaw")).await
+    }
+
+    async fn count(&self, call: Call) -> Result<i64, Error> {
+        let call = self.at(call);
+        let what = call.to_string();
+        let answer = self.vm.client.call(call).await?;
+        check_result(what.clone(), &answer)?;
+        let counted: CountAnswer = understand(what, answer)?;
+        Ok(counted.result)
+    }
+
+    /// Sets a user's password, of 5 to 1024 characters.
+    ///
+    /// # Errors
+    /// As [`Self::ping`], and what the agent says.
+    pub async fn set_user_password(&self, user: &str, password: &str) -> Result<(), Error> {
+        let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/agent/set-user-password"));
+        let body = json!({ "username": user, "password": password });
+        self.vm.client.call(call.body(body)).await.map(drop)
     }
 
     /// Starts a program as root and returns its process id.

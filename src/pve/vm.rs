@@ -272,6 +272,12 @@ impl Vm {
         self.begin(with_timeout(call, Some(limit), body), "qmshutdown").await
     }
 
+    /// Asks its guest to power off, as [`Self::shutdown`] does, and starts it again.
+    pub async fn reboot(&self, limit: Duration) -> Result<Upid, Error> {
+        let call = self.at(Call::post("/nodes/{node}/qemu/{vmid}/status/reboot"));
+        self.begin(with_timeout(call, Some(limit), json!({})), "qmreboot").await
+    }
+
     /// Makes a copy of it. Tags, description, `onboot`, `protection` and even `meta` are copied.
     pub async fn clone_to(&self, options: &CloneOptions) -> Result<Upid, Error> {
         let CloneOptions { newid, name, full, storage, pool, description } = options;

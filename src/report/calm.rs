@@ -64,7 +64,7 @@ mod tests {
     use crate::event::{Outcome, Unit};
 
     fn record(run: &str, at: f64, event: Event) -> Record {
-        Record { at, run: run.to_owned(), template: "t".to_owned(), event }
+        Record { at, run: run.to_owned(), template: "t".to_owned(), contract: None, event }
     }
 
     fn progress(run: &str, at: f64, done: u64) -> Record {

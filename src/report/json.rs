@@ -104,7 +104,7 @@ mod tests {
 
     fn note(message: &str) -> Record {
         let event = Event::Note { step: None, message: message.to_owned() };
-        Record { at: 1.5, run: "r1".to_owned(), template: "t".to_owned(), event }
+        Record { at: 1.5, run: "r1".to_owned(), template: "t".to_owned(), contract: None, event }
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Shared {
             lines.extend(summary::closing(&shown.run, Look::plain(WIDTH), verbosity, &evidence));
         }
         let time = shown.start + at;
-        let prefix = if self.several { format!("{}: ", record.template) } else { String::new() };
+        let prefix = if self.several { format!("{}: ", record.label()) } else { String::new() };
         self.write(time, &prefix, &lines);
     }
 
@@ -149,7 +149,7 @@ impl Shown {
         let quiet = verbosity == Verbosity::Quiet;
         match &record.event {
             Event::RunStarted { builder, builder_from, folder, .. } if !quiet => vec![
-                format!("building {} on {builder} ({builder_from})", record.template),
+                format!("{} {} on {builder} ({builder_from})", view::verb(record), record.label()),
                 format!("run {} of {}, evidence in {folder}", record.run, self.start.strftime("%Y-%m-%d")),
             ],
             Event::StepStarted { title, .. } if !quiet => vec![format!("started: {}", text::clean(title))],

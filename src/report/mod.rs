@@ -309,7 +309,13 @@ mod tests {
         let report = Report::start(View { json: None, human: Human::Lines(lines) }, false);
         for n in 0..100 {
             let event = Event::Note { step: None, message: format!("note {n}") };
-            report.emit(&Record { at: 0.0, run: "r".to_owned(), template: "t".to_owned(), event });
+            report.emit(&Record {
+                at: 0.0,
+                run: "r".to_owned(),
+                template: "t".to_owned(),
+                contract: None,
+                event,
+            });
         }
         assert!(taken.lock().unwrap().is_empty());
         drop(told);

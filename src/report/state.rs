@@ -15,7 +15,10 @@ const RATE_WINDOW: f64 = 10.0;
 /// One run.
 #[derive(Debug, Default)]
 pub(super) struct Run {
+    /// The template's name, and the contract's.
     pub(super) template: String,
+    /// Whether it is a proof's and not a build's.
+    pub(super) is_proof: bool,
     pub(super) folder: String,
     pub(super) plan: String,
     pub(super) steps: Vec<Step>,
@@ -65,7 +68,8 @@ impl Run {
     pub(super) fn apply(&mut self, record: &Record) {
         match &record.event {
             Event::RunStarted { plan, folder, .. } => {
-                self.template.clone_from(&record.template);
+                self.template = record.label();
+                self.is_proof = record.contract.is_some();
                 self.plan.clone_from(plan);
                 self.folder.clone_from(folder);
             }

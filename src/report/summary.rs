@@ -25,7 +25,8 @@ pub(super) fn closing(run: &Run, look: Look, verbosity: Verbosity, evidence: &[S
 
 fn made(run: &Run, end: &End, look: Look, verbosity: Verbosity, lines: &mut Vec<String>) {
     let seconds = text::lasted(end.seconds);
-    lines.push(look.strong(&format!("{} is made, in {seconds}", run.template)));
+    let done = if run.is_proof { "is proven" } else { "is made" };
+    lines.push(look.strong(&format!("{} {done}, in {seconds}", run.template)));
     lines.extend(end.artifact.iter().map(|folder| format!("  template  {folder}")));
     lines.extend(proven(run).map(|proven| format!("  proven    {proven}")));
     if !run.not_proven.is_empty() {
@@ -169,9 +170,10 @@ fn failed(run: &Run, end: &End, look: Look, evidence: &[String], lines: &mut Vec
 /// Returns one line for each of several runs, after the last of them.
 pub(super) fn all<'a>(runs: impl Iterator<Item = &'a Run>, look: Look) -> Vec<String> {
     let runs: Vec<&Run> = runs.collect();
+    let what = if runs.iter().any(|run| run.is_proof) { "contracts hold" } else { "templates made" };
     let good = |run: &&&Run| matches!(&run.end, Some(end) if succeeded(&end.outcome));
     let mut lines =
-        vec![look.strong(&format!("{} of {} templates made", runs.iter().filter(good).count(), runs.len()))];
+        vec![look.strong(&format!("{} of {} {what}", runs.iter().filter(good).count(), runs.len()))];
     for run in &runs {
         let (mark, rest) = match &run.end {
             Some(end) if succeeded(&end.outcome) => {

@@ -136,7 +136,7 @@ impl fmt::Debug for Terminal {
 impl Shared {
     fn take(&mut self, record: &Record, columns: u16) {
         let look = self.look(columns);
-        let prefix = self.prefix(&record.template);
+        let prefix = self.prefix(&record.label());
         let verbosity = self.verbosity;
         let shown = self.shown(record);
         shown.run.apply(record);

@@ -14,8 +14,8 @@ pub(super) fn kept(run: &Run, record: &Record, look: Look, verbosity: Verbosity)
     let quiet = verbosity == Verbosity::Quiet;
     match &record.event {
         Event::RunStarted { builder, builder_from, .. } if !quiet => {
-            let template = look.strong(&record.template);
-            vec![format!("building {template} on {builder} ({builder_from})")]
+            let template = look.strong(&record.label());
+            vec![format!("{} {template} on {builder} ({builder_from})", verb(record))]
         }
         Event::Note { message, .. } if !quiet => text::hang("· ", message, look.width),
         Event::Retry { attempt, of, reason, .. } if !quiet => {
@@ -38,6 +38,11 @@ pub(super) fn kept(run: &Run, record: &Record, look: Look, verbosity: Verbosity)
         }
         _ => Vec::new(),
     }
+}
+
+/// Returns what the run does with its template.
+pub(super) const fn verb(record: &Record) -> &'static str {
+    if record.contract.is_some() { "proving" } else { "building" }
 }
 
 fn warning(message: &str, look: Look) -> Vec<String> {

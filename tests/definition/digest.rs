@@ -44,7 +44,11 @@ fn the_digest_does_not_change_with_place_and_time() {
         ("hardening/controls/modules.toml", "dccp", "rds"),
         (TEMPLATE, "timeout = \"90s\"", "timeout = \"91s\""),
         (TEMPLATE, "retries = 1", "retries = 2"),
-        (TEMPLATE, "[proof]\n", "[timeouts]\ninstall = \"2h\"\n[proof]\naddress = \"10.10.10.60/24\"\n"),
+        (
+            TEMPLATE,
+            "[prove]\n",
+            "[timeouts]\ninstall = \"2h\"\n[[contract]]\nname = \"clone\"\naddress = \"10.10.10.60/24\"\n[prove]\n",
+        ),
         (TEMPLATE, "isos/live-server.iso", "https://mirror.example/other-name.iso"),
         (
             TEMPLATE,

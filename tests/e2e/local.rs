@@ -58,7 +58,7 @@ fn a_medium_becomes_a_proven_template() {
         *places.entry(&check.at).or_default() += 1;
     }
     println!("checks that hold: {places:?}");
-    assert!(places["build"] >= 20 && places["proof"] >= 28 && places["config-drive"] >= 4, "{places:?}");
+    assert!(places["build"] >= 20 && places["valaskjalf-master"] >= 28, "{places:?}");
 
     // The manifest's own facts, and the logs beside it.
     assert_eq!(manifest.format, MANIFEST_VERSION);

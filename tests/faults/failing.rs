@@ -133,7 +133,7 @@ fn qemu_fails() {
         Fault {
             fakes: &[("FORGE_FAKE", "proof:crash")],
             args: &[],
-            step: "proof",
+            step: "prove:proof",
             code: 12,
             says: "Assertion `!fault' failed",
             evidence: &["proof/qemu.log", "proof/serial.log"],
@@ -265,7 +265,8 @@ fn the_guest_fails() {
 
 #[test]
 fn the_proof_fails() {
-    let proof = |fakes, args, says| Fault { fakes, args, step: "proof", code: 15, says, evidence: PROOF };
+    let proof =
+        |fakes, args, says| Fault { fakes, args, step: "prove:proof", code: 15, says, evidence: PROOF };
     each_happens(&[
         proof(&[("FORGE_FAKE", "proof:hostname")], &[], "the clone took its hostname"),
         proof(&[("FORGE_FAKE", "proof:password")], &[], "password logins are refused"),
@@ -274,7 +275,7 @@ fn the_proof_fails() {
         Fault {
             fakes: &[("FORGE_FAKE", "config-drive:hostname")],
             args: &[],
-            step: "config-drive",
+            step: "prove:config-drive",
             code: 15,
             says: "its hostname is taken",
             evidence: &["config-drive/serial.log", "config-drive/qemu.log"],

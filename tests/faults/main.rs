@@ -11,6 +11,7 @@ mod kept;
 mod machines;
 mod password;
 mod process;
+mod prove;
 mod root;
 mod seeds;
 mod ssh;
@@ -30,7 +31,7 @@ const STEPS: [&str; 14] = [
     "facts",
     "seal",
     "export",
-    "proof",
-    "config-drive",
+    "prove:proof",
+    "prove:config-drive",
     "artifact",
 ];

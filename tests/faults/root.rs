@@ -130,9 +130,16 @@ impl Root {
 
     /// Returns a command that builds those templates, and shows it for people.
     pub(crate) fn command(&self, templates: &[&str]) -> Command {
+        let mut command = self.forge("build");
+        command.args(templates).args(["--on", "fake"]);
+        command
+    }
+
+    /// Returns forge in this root, with that verb.
+    pub(crate) fn forge(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forge"));
         let search = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
-        command.arg("-C").arg(&self.place).arg("build").args(templates).args(["--on", "fake"]);
+        command.arg("-C").arg(&self.place).arg(verb);
         command.env("PATH", search).env("XDG_CACHE_HOME", self.path("cache"));
         command.env("FORGE_TEST_MARK", &self.mark).env("FORGE_VAR_SECRET", &self.secret);
         command.env("FORGE_FAKE_SSH", self.ssh_socket());

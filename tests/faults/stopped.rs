@@ -66,8 +66,8 @@ fn build_until(root: &Root, step: &str) -> Build {
         "install" => &[("FORGE_FAKE", "install:hang")],
         "boot" => &[("FORGE_FAKE", "guest:no-agent")],
         "export" => &[("FORGE_FAKE_IMG", "convert:hang")],
-        "proof" => &[("FORGE_FAKE", "proof:no-agent")],
-        "config-drive" => &[("FORGE_FAKE", "config-drive:no-agent")],
+        "prove:proof" => &[("FORGE_FAKE", "proof:no-agent")],
+        "prove:config-drive" => &[("FORGE_FAKE", "config-drive:no-agent")],
         "artifact" => &[("FORGE_FAKE_GIT", "0.3")],
         _ => &[],
     };
@@ -85,8 +85,9 @@ fn build_until(root: &Root, step: &str) -> Build {
             wait_until("the installer", || root.serial_log("install").contains("stage-partitioning"));
         }
         "boot" => wait_until("the guest", || root.serial_log("guest").contains("login:")),
-        "proof" | "config-drive" => {
-            wait_until("the clone", || root.serial_log(step).contains("login:"));
+        "prove:proof" | "prove:config-drive" => {
+            let clone = &step["prove:".len()..];
+            wait_until("the clone", || root.serial_log(clone).contains("login:"));
         }
         "step:greet" => build.wait_for("output", |event| event["event"] == "output"),
         "artifact" => build.wait_for_process(&["git"]),
@@ -98,7 +99,7 @@ fn build_until(root: &Root, step: &str) -> Build {
 #[test]
 fn disks_are_removed_as_soon_as_nothing_needs_them() {
     let root = Root::new();
-    let build = build_until(&root, "config-drive");
+    let build = build_until(&root, "prove:config-drive");
     let left = files(&root.path(".forge"))
         .into_iter()
         .filter(|path| path.extension().is_some_and(|it| it == "qcow2"));
@@ -172,8 +173,8 @@ in_each_step! {
     facts "facts",
     seal "seal",
     export "export",
-    proof "proof",
-    config_drive "config-drive",
+    proof "prove:proof",
+    config_drive "prove:config-drive",
     artifact "artifact",
 }
 

@@ -77,7 +77,7 @@ fn run(scenario: &Scenario) -> Result<(), String> {
     let node = Node::new(&Setting {
         guest: scenario.guest.clone(),
         profile: scenario.profile.clone(),
-        proof: "config_drive = false".into(),
+        only_nocloud: true,
         rules: scenario.rule.clone(),
         ..Setting::default()
     });

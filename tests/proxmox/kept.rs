@@ -26,7 +26,7 @@ fn a_kept_machine_runs_until_ctrl_c() {
 
 #[test]
 fn a_template_that_is_not_proven_is_kept_on_request_and_says_so() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let build = node.start(&["--keep", "--var", "fault=proof"]);
     build.wait_for_stderr("marked as failed");
     build.signal(Signal::INT);

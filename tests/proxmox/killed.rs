@@ -30,7 +30,7 @@ fn what_a_killed_build_leaves_is_removed_whole_in_each_step() {
 
 #[test]
 fn a_promotion_that_is_killed_leaves_its_candidate_alone() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let mut build = node.start(&["--promote"]);
     build.wait_for_step("promote");
     wait_until("the copy", || node.vmids().iter().any(|vmid| vmid == TEMPLATE));
@@ -54,8 +54,7 @@ fn answers_on_a_volume_do_not_outlive_a_killed_build() {
 /// Kills a build in that step, and sees that its leftovers can be removed whole. `on_cdrom` puts the answers
 /// on a volume of their own, which only some tokens may delete.
 fn kill_at(step: &str, on_cdrom: bool) {
-    let proof = "config_drive = false".into();
-    let node = Node::new(&Setting { deletes_media: on_cdrom, proof, ..Setting::default() });
+    let node = Node::new(&Setting { deletes_media: on_cdrom, only_nocloud: true, ..Setting::default() });
     let before = node.world();
     let args = ["--var", "transport=cdrom", "--var", "fetch=1s"];
     let mut build = node.start(if on_cdrom { &args } else { &[] });

@@ -11,6 +11,7 @@ mod kept;
 mod killed;
 mod media;
 mod node;
+mod prove;
 mod ready;
 mod requests;
 mod taken;
@@ -43,7 +44,7 @@ const STEPS: [&str; 15] = [
     "facts",
     "seal",
     "template",
-    "proof",
+    "prove:proof",
     "candidate",
     "artifact",
 ];

@@ -17,8 +17,7 @@ fn node() -> Node {
 
 /// Returns a node whose token may do what a build needs, and delete media if it is to.
 fn node_that_deletes(deletes_media: bool) -> Node {
-    let proof = "config_drive = false".into();
-    Node::new(&Setting { deletes_media, proof, ..Setting::default() })
+    Node::new(&Setting { deletes_media, only_nocloud: true, ..Setting::default() })
 }
 
 /// Serves a file to everybody, and counts who takes it.

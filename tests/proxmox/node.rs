@@ -45,8 +45,8 @@ pub(crate) struct Setting {
     pub(crate) deletes_media: bool,
     /// A right that the token lacks.
     pub(crate) without: String,
-    /// Keys of the template's `[proof]` table.
-    pub(crate) proof: String,
+    /// Whether the template is held to one contract only, that of a clone with a `NoCloud` drive.
+    pub(crate) only_nocloud: bool,
     /// What goes wrong.
     pub(crate) rules: Vec<Rule>,
     /// How many times faster time runs.
@@ -89,7 +89,7 @@ impl Node {
         let simulator = runtime.block_on(Simulator::start(options)).unwrap();
         let node = Self { simulator, root, faster, _runtime: runtime, _state: state };
         node.write_profile(setting);
-        node.write_proof(&setting.proof);
+        node.write_contracts(setting.only_nocloud);
         node
     }
 
@@ -112,12 +112,15 @@ impl Node {
         Ipv4Addr::new(127, high, low, 2)
     }
 
-    fn write_proof(&self, more: &str) {
+    fn write_contracts(&self, only_nocloud: bool) {
         let path = self.root.path("templates/mini/template.toml");
         let clone = self.clone_address();
         let [_, a, b, _] = clone.octets();
-        let proof = format!("[proof]\naddress = \"{clone}/24\"\ngateway = \"127.{a}.{b}.1\"\n{more}\n");
-        let text = fs::read_to_string(&path).unwrap().replace("[proof]\n", &proof);
+        let network = format!("[[contract]]\naddress = \"{clone}/24\"\ngateway = \"127.{a}.{b}.1\"");
+        let mut text = fs::read_to_string(&path).unwrap().replace("[[contract]]", &network);
+        if only_nocloud {
+            text = text.replace("contracts = [\"proof\", \"config-drive\"]", "contracts = [\"proof\"]");
+        }
         fs::write(&path, text).unwrap();
     }
 

@@ -47,7 +47,7 @@ fn a_guest_that_says_so_is_seen_to_be_ready_within_a_second() {
 fn a_clone_is_seen_to_be_ready_within_six_seconds_and_asked_every_five() {
     let node = Node::new(&Setting {
         guest: "proof:late".into(),
-        proof: "config_drive = false".into(),
+        only_nocloud: true,
         faster: Some(4),
         ..Setting::default()
     });

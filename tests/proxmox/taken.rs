@@ -12,7 +12,7 @@ fn rule(rule: Value) -> Rule {
 }
 
 fn node(rules: Vec<Rule>) -> Node {
-    Node::new(&Setting { proof: "config_drive = false".into(), rules, ..Setting::default() })
+    Node::new(&Setting { only_nocloud: true, rules, ..Setting::default() })
 }
 
 /// Returns what the only run's journal has open.

@@ -18,7 +18,7 @@ use crate::root::files;
 
 #[test]
 fn a_build_leaves_a_proven_candidate_and_nothing_else() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let before = node.world();
     let ended = node.start(&[]).finish();
     ended.assert_code(0);
@@ -50,7 +50,7 @@ fn a_build_leaves_a_proven_candidate_and_nothing_else() {
 
 #[test]
 fn a_promotion_makes_the_template_once_and_the_next_build_uses_the_media_again() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     node.start(&["--promote"]).finish().assert_code(0);
     assert_eq!(node.vmids().len(), 2);
     assert_is_template(&node, TEMPLATE, "mini", "stable");
@@ -103,7 +103,7 @@ fn what_a_guest_sends_is_not_asked_for() {
 
 #[test]
 fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     // Something on the way takes every connection, as some networks do.
     let way = TcpListener::bind((node.clone_address(), 2222)).unwrap();
     thread::spawn(move || {
@@ -116,17 +116,17 @@ fn what_is_not_reached_over_the_network_is_told_as_not_proven() {
     let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
     let checks = manifest["checks"].as_array().unwrap();
     let unproven = checks.iter().filter(|check| check["not_proven"] == true).count();
-    assert_eq!(unproven, 3, "{checks:#?}");
-    assert!(ended.stdout.contains("; root logins are refused: "), "{}", ended.stdout);
+    assert_eq!(unproven, 4, "{checks:#?}");
+    assert!(ended.stdout.contains("; nothing answers on port 22: "), "{}", ended.stdout);
     let told =
         ended.stdout.lines().find(|line| line.contains(r#""event":"not_proven""#)).expect(&ended.stdout);
     let told: Value = serde_json::from_str(told).unwrap();
-    assert_eq!(told["names"].as_array().map(Vec::len), Some(3), "{told:#}");
+    assert_eq!(told["names"].as_array().map(Vec::len), Some(4), "{told:#}");
 }
 
 #[test]
-fn another_machine_at_the_clones_address_is_told_and_no_reason_to_fail() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+fn an_address_that_another_machine_has_is_refused_before_anything_is_made() {
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let stranger = Sshd { host_key: HostKey::new().unwrap().private, ..Sshd::default() };
     let listener = runtime.block_on(tokio::net::TcpListener::bind((node.clone_address(), 2222))).unwrap();
@@ -135,21 +135,23 @@ fn another_machine_at_the_clones_address_is_told_and_no_reason_to_fail() {
             tokio::spawn(stranger.clone().serve(client));
         }
     });
+    let before = node.world();
     let ended = node.start(&[]).finish();
-    ended.assert_code(0);
-    let reason = format!("another machine answers at {}: ", node.clone_address());
-    assert!(ended.stdout.contains(&reason), "{}", ended.stdout);
+    ended.assert_code(12);
+    let reason = format!("a machine answers at {} already", node.clone_address());
+    assert!(ended.stderr.contains(&reason) && ended.stderr.contains("`proof_addresses`"), "{}", ended.stderr);
+    assert_eq!(node.world(), before);
 }
 
 #[test]
 fn proofs_at_one_address_take_turns() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let locks = node.root.path("cache/forge/locks");
     fs::create_dir_all(&locks).unwrap();
     let lock = fs::File::create(locks.join(format!("proof-sim-{}", node.clone_address()))).unwrap();
     lock.lock().unwrap();
     let mut build = node.start(&[]);
-    let told = format!("another build proves its template at {}: waiting for it", node.clone_address());
+    let told = format!("another proof has a clone at {}: waiting for it", node.clone_address());
     build.wait_for("its turn", |event| event["message"] == told);
     assert_eq!(node.vmids().len(), 1, "no clone yet");
     lock.unlock().unwrap();
@@ -158,7 +160,7 @@ fn proofs_at_one_address_take_turns() {
 
 #[test]
 fn an_installation_without_reports_counts_once_its_marker_is_seen() {
-    let node = Node::new(&Setting { proof: "config_drive = false".into(), ..Setting::default() });
+    let node = Node::new(&Setting { only_nocloud: true, ..Setting::default() });
     let answers = node.root.path("http/mini/autoinstall.yaml.j2");
     let text = fs::read_to_string(&answers).unwrap();
     let (before, rest) = text.split_once("  reporting:").unwrap();

@@ -105,7 +105,7 @@ fn build(it: &World) {
         node: it.node.into(),
         world: it.cluster.clone(),
         profile: it.profile.into(),
-        proof: "config_drive = false".into(),
+        only_nocloud: true,
         ..Setting::default()
     });
     let before = node.world();

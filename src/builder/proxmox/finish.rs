@@ -7,7 +7,7 @@ use super::hardware::{self, CLOUD_INIT, differences, overrides, template_params}
 use super::marks::{Marks, State};
 use super::site::{failed, server_now};
 use super::text::{self, Made};
-use super::vm::{OwnVm, Purpose, set};
+use super::vm::{OwnVm, Purpose, mark, set};
 use crate::artifact::{CheckResult, Place, Volume};
 use crate::builder::workspace::Staging;
 use crate::failure::{Failure, Kind};
@@ -149,6 +149,12 @@ impl Cluster<'_> {
         Err(Failure::new(Kind::Infrastructure, error))
     }
 
+    /// Marks the template as one that is being proven.
+    pub(super) async fn mark_as_proving(&self, own: &OwnVm) -> Result<(), Failure> {
+        let config = own.vm.config().await.map_err(failed)?;
+        mark(&own.vm, &config, State::Proving).await.map_err(failed)
+    }
+
     /// Marks the template as a proven candidate and returns its place.
     pub(super) async fn mark_as_proven(
         &self,
@@ -202,10 +208,10 @@ impl Cluster<'_> {
         };
         let (from, to) = (number(candidate.vmid)?, number(template.vmid)?);
         let original = self.client.vm(&self.site.node, from);
-        let purpose = Purpose { name: "template", state: State::Building };
+        let purpose = Purpose { name: "template".to_owned(), state: State::Building };
         let heading = format!("forge copies {} here.", candidate.name);
         let made = self
-            .make_at(step.run(), to, purpose, "", &|_, marks| {
+            .make_at(step.run(), to, &purpose, "", &|_, marks| {
                 let options = CloneOptions {
                     newid: to,
                     name: Some(template.name.clone()),

@@ -110,7 +110,7 @@ pub(super) fn shown_overrides(plan: &Plan) -> BTreeMap<String, Json> {
 }
 
 /// Returns what a node without hardware virtualisation needs.
-fn emulation(plan: &Plan) -> Params {
+pub(super) fn emulation(plan: &Plan) -> Params {
     let kvm = plan.builder.profile.machine.kvm;
     kvm.map(|kvm| ("kvm".to_owned(), u8::from(kvm).to_string())).into_iter().collect()
 }

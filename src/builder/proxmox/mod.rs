@@ -10,6 +10,7 @@
 //! and is removed only if it bears them.
 
 pub mod access;
+mod clones;
 mod console;
 mod destroy;
 #[cfg(test)]
@@ -21,7 +22,6 @@ pub mod leftovers;
 pub mod marks;
 mod media;
 pub mod process;
-mod prove;
 pub mod site;
 pub mod survey;
 mod text;
@@ -29,11 +29,13 @@ mod vm;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use self::clones::Original;
 use self::console::{Recorder, end_of, press_enter};
 use self::finish::Draft;
 use self::hardware::Installing;
@@ -48,12 +50,12 @@ use super::guest::{Facts, Guest, title};
 use super::inputs::{ANSWERS, Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest, write};
-use super::proof::Drive;
+use super::prove::{self, Proven};
 use super::workspace::{Staging, Workspace, remove};
-use super::{BuildOptions, Keeper, Patience, machine_folder, proof, show_console};
+use super::{BuildOptions, Keeper, Patience, ProveOptions, Target, machine_folder, show_console};
 use crate::artifact::{self, CheckResult};
 use crate::communicator::pve_agent::PveAgent;
-use crate::definition::{ProxmoxProfile, Transport};
+use crate::definition::{Contract, ProxmoxProfile, Transport};
 use crate::event::{Event, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
@@ -93,7 +95,9 @@ pub async fn build(
 
     let cluster = run
         .step("preflight", "seeing whether the node has what it takes", Worker::Node, async |step| {
-            reach_cluster(plan, profile, options, workspace, step).await
+            let cluster = reach_cluster(plan, profile, options, workspace, step).await?;
+            cluster.refuse_taken_addresses().await?;
+            Ok(cluster)
         })
         .await?;
     let seed = run
@@ -130,21 +134,10 @@ pub async fn build(
         cluster.finish_template(&own, &draft, step).await
     })
     .await?;
-    for drive in proofs(plan) {
-        own.renew();
-        let title = match drive {
-            Drive::NoCloud => "proving a clone",
-            Drive::ConfigDrive => "proving that a ConfigDrive volume is accepted",
-        };
-        let results = run
-            .step(drive.at(), title, Worker::Node, async |step| {
-                let results = cluster.prove(&own, &facts.identity, drive, workspace, step).await?;
-                proof::judge(&results, "promises of the proof")?;
-                Ok(results)
-            })
-            .await?;
-        checks.extend(results);
-    }
+    cluster.mark_as_proving(&own).await?;
+    let original = Original::new(&cluster, own.vm.clone(), workspace, Some(&own));
+    let (results, proofs) = prove::build(&original, plan, &facts.identity, Worker::Guest, run).await?;
+    checks.extend(results);
     let place = run
         .step("candidate", "marking the template as proven", Worker::Node, async |step| {
             cluster.mark_as_proven(&own, &draft, &checks, step).await
@@ -162,7 +155,8 @@ pub async fn build(
             let inputs = media.into_iter().map(|medium| medium.input).collect();
             let revision = git_revision(&plan.root).await;
             let product = Product::Template(place.clone());
-            let manifest = manifest(plan, builder, run, inputs, product, checks, facts, revision);
+            let found = (checks, proofs);
+            let manifest = manifest(plan, builder, run, inputs, product, found, facts, revision);
             finish(&manifest, run, workspace, &staging)?;
             // Not before: what stays on the node names a manifest, which has to be there.
             own.hand_over(&cluster, run)?;
@@ -179,6 +173,75 @@ pub async fn build(
         .await?;
     }
     Ok(staging.final_path)
+}
+
+/// Holds a template on the cluster to a contract by clones there.
+///
+/// # Errors
+/// The first failure, with its kind; that a promise does not hold is none.
+pub(super) async fn prove(
+    plan: &Plan,
+    profile: &ProxmoxProfile,
+    target: &Target,
+    contract: &Contract,
+    options: &ProveOptions,
+    workspace: &Workspace,
+    run: &Run,
+) -> Result<Proven, Failure> {
+    let work = workspace.folder.join("work");
+    run.undo("the proof's work folder", format!("rm -r {}", work.display()), move |_| async move {
+        remove(&work)?;
+        Ok(crate::run::Undone::Nothing)
+    });
+    let cluster = run
+        .step("preflight", "seeing whether the node has what it takes", Worker::Node, async |step| {
+            let mut cluster = reach_cluster(plan, profile, &options.build, workspace, step).await?;
+            let vm = find_template(&mut cluster, target).await?;
+            Ok((cluster, vm))
+        })
+        .await?;
+    let (cluster, vm) = cluster;
+    let original = Original::new(&cluster, vm, workspace, None);
+    let id = format!("prove:{}", contract.name);
+    run.step(&id, &prove::title(contract), Worker::Guest, async |step| {
+        let proven =
+            prove::prove(&original, plan, contract, options.depth, &options.audits, None, step).await?;
+        cluster.tell_requests(step)?;
+        Ok(proven)
+    })
+    .await
+}
+
+/// Finds the template to prove, and works on the node that has it.
+async fn find_template(cluster: &mut Cluster<'_>, target: &Target) -> Result<pve::Vm, Failure> {
+    let (number, uuid) = match target {
+        Target::Vmid(vmid) => (*vmid, None),
+        Target::Artifact { manifest, .. } => {
+            let place =
+                manifest.place.as_ref().context("the artifact is not on a cluster").kind(Kind::Usage)?;
+            (place.vmid, Some(place.uuid.as_str()))
+        }
+    };
+    let vmid = Vmid::new(number).with_context(|| format!("{number} is no VMID")).kind(Kind::Usage)?;
+    let guests = cluster.client.guests().await.map_err(failed)?;
+    let guest = guests.iter().find(|guest| guest.vmid == vmid);
+    let guest = guest
+        .with_context(|| format!("there is no VM {vmid}, or none that may be seen"))
+        .kind(Kind::Usage)?;
+    cluster.site.node =
+        guest.node.parse().with_context(|| format!("the node of VM {vmid}")).kind(Kind::Infrastructure)?;
+    let vm = cluster.client.vm(&cluster.site.node, vmid);
+    let config = vm.config().await.map_err(failed)?;
+    if !config.is_template() {
+        let what = what_is_there(&cluster.client, guest).await.map_err(failed)?;
+        return Err(Failure::new(Kind::Usage, anyhow!("{vmid} is no template: {what} is there")));
+    }
+    if let Some(uuid) = uuid.filter(|uuid| config.uuid().as_deref() != Some(*uuid)) {
+        let error = anyhow!("template {vmid} is not the one of the manifest: its UUID is not {uuid}");
+        return Err(Failure::new(Kind::Usage, error)
+            .hint("to prove it all the same, name it: --vmid, which leaves the manifest alone"));
+    }
+    Ok(vm)
 }
 
 /// Does everything that is done in the installed system, and powers it off; returns what was found there.
@@ -357,14 +420,6 @@ impl Cluster<'_> {
     }
 }
 
-fn proofs(plan: &Plan) -> Vec<Drive> {
-    let mut drives = vec![Drive::NoCloud];
-    if plan.definition.proof.config_drive {
-        drives.push(Drive::ConfigDrive);
-    }
-    drives
-}
-
 /// Creates the VM that installs, with the media in its drives.
 async fn create(
     cluster: &Cluster<'_>,
@@ -379,7 +434,7 @@ async fn create(
     let uuid = uuid::Uuid::new_v4().to_string();
     let name = text::build_name(&run.id);
     let heading = format!("forge builds `{}` here.", cluster.plan.template);
-    let purpose = Purpose { name: "machine", state: State::Building };
+    let purpose = Purpose { name: "machine".to_owned(), state: State::Building };
     let own = cluster
         .make_vm(run, purpose, &uuid, &|vm, marks| {
             let installing = Installing {
@@ -500,13 +555,19 @@ async fn wake_when_ready(
 /// Powers the sealed guest off.
 async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
     let limit = cluster.patience.scaled(cluster.plan.definition.timeouts.seal.duration());
-    let vm = &own.vm;
+    shut_down(&cluster.client, &own.vm, limit).await.map_err(|failure| {
+        failure.hint("the sealed guest did not power off in time: more of it is `timeouts.seal`")
+    })
+}
+
+/// Has a guest power off, by its agent where that answers.
+async fn shut_down(client: &Client, vm: &pve::Vm, limit: Duration) -> Result<(), Failure> {
     let shutdown = async || {
         let upid = vm.shutdown(limit, false).await?;
-        cluster.client.wait(&upid, limit * 2, None).await.map(drop)
+        client.wait(&upid, limit * 2, None).await.map(drop)
     };
     let look = async || Ok(if vm.status().await?.is_running() { Seen::NotDone } else { Seen::Done(()) });
-    let ended = cluster.client.settle(&|| Box::pin(shutdown()), &|| Box::pin(look())).await;
+    let ended = client.settle(&|| Box::pin(shutdown()), &|| Box::pin(look())).await;
     ended.map_err(|error| {
         let kind = if matches!(error, crate::pve::Error::TaskFailed { .. }) {
             Kind::Guest
@@ -514,6 +575,5 @@ async fn power_off(cluster: &Cluster<'_>, own: &OwnVm) -> Result<(), Failure> {
             Kind::Infrastructure
         };
         Failure::new(kind, error)
-            .hint("the sealed guest did not power off in time: more of it is `timeouts.seal`")
     })
 }

@@ -68,10 +68,10 @@ impl OwnVm {
 }
 
 /// What a VM that is about to be made is for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Purpose {
-    /// What it is called in messages and evidence: `machine`, `proof`, `config-drive`, `template`.
-    pub(super) name: &'static str,
+    /// What it is called in evidence: `machine`, `template`, or a clone's name.
+    pub(super) name: String,
     pub(super) state: State,
 }
 
@@ -124,7 +124,7 @@ impl Cluster<'_> {
         let own: Vec<Vmid> = self.journal.open().into_iter().map(|entry| entry.vmid).collect();
         let free = self.site.candidates().filter(|vmid| !own.contains(vmid)).collect();
         for vmid in in_turn(free, random()) {
-            if let Some(own) = self.make_at(run, vmid, purpose, uuid, make).await? {
+            if let Some(own) = self.make_at(run, vmid, &purpose, uuid, make).await? {
                 return Ok(own);
             }
         }
@@ -139,7 +139,7 @@ impl Cluster<'_> {
         &self,
         run: &Run,
         vmid: Vmid,
-        purpose: Purpose,
+        purpose: &Purpose,
         uuid: &str,
         make: Make<'_>,
     ) -> Result<Option<OwnVm>, Failure> {
@@ -198,7 +198,7 @@ impl Cluster<'_> {
     }
 
     /// Writes a VMID down and registers how what will be there is removed.
-    fn claim(&self, run: &Run, vmid: Vmid, purpose: Purpose, uuid: &str) -> Result<Claim, Failure> {
+    fn claim(&self, run: &Run, vmid: Vmid, purpose: &Purpose, uuid: &str) -> Result<Claim, Failure> {
         let vm = self.client.vm(&self.site.node, vmid);
         let known = Some(uuid).filter(|uuid| !uuid.is_empty());
         self.journal.begin(vmid, &self.site.node, known).kind(Kind::Infrastructure)?;

@@ -109,7 +109,7 @@ pub(super) async fn boot(
         cdroms: Vec::new(),
         // For a person who keeps the machine of a failed build; forge itself has no use for it.
         network: UserNet {
-            forwards: vec![Forward { address: None, port: plan.definition.proof.ssh_port }],
+            forwards: vec![Forward { address: None, port: plan.definition.prove.ssh_port }],
             ..UserNet::default()
         },
         serial: None,
@@ -118,7 +118,7 @@ pub(super) async fn boot(
     };
     let spec = host.spec(&plan.machine, launch).kind(Kind::Infrastructure)?;
     let (machine, undo) =
-        launch_machine(step.run(), options, ("guest", plan.definition.proof.ssh_port), &spec, &folder)
+        launch_machine(step.run(), options, ("guest", plan.definition.prove.ssh_port), &spec, &folder)
             .await?;
     step.worker(Worker::Guest);
     let agent = SocketAgent::new(machine.agent_socket(), machine.state());

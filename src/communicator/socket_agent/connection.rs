@@ -54,7 +54,17 @@ impl Connection {
         command: C,
         id: u64,
     ) -> io::Result<Result<C::Ok, Refusal>> {
-        self.writer.write_all(&wire::request(command, id)).await?;
+        self.send(command, id).await?;
+        self.reply::<C>(id).await
+    }
+
+    /// Sends a command.
+    pub(super) async fn send<C: Command>(&mut self, command: C, id: u64) -> io::Result<()> {
+        self.writer.write_all(&wire::request(command, id)).await
+    }
+
+    /// Waits for a command's reply.
+    pub(super) async fn reply<C: Command>(&mut self, id: u64) -> io::Result<Result<C::Ok, Refusal>> {
         loop {
             let mut message = self.message().await?;
             if message["id"].as_u64() != Some(id) {

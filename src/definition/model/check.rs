@@ -16,7 +16,7 @@ pub struct Check {
     /// Whether it is made at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<bool>,
-    /// Where it is made: in the build's guest, in the proof's clone, or (by default) in both.
+    /// Where it is made: in the build's guest, in the proof's clones, or (by default) in both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub at: Vec<CheckAt>,
     /// A file, folder or link.
@@ -60,7 +60,7 @@ pub struct Check {
 pub enum CheckAt {
     /// In the build's guest, before it is sealed.
     Build,
-    /// In the proof's clone.
+    /// In the proof's clones.
     Proof,
 }
 

@@ -4,10 +4,11 @@
 //! and the checker in [`super`] walks a file's TOML tree along that same schema.
 
 mod check;
-mod finish;
 mod hardening;
 mod machine;
 mod profile;
+mod prove;
+mod seal;
 mod source;
 mod step;
 mod template;
@@ -20,10 +21,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::*;
-pub use finish::*;
 pub use hardening::*;
 pub use machine::*;
 pub use profile::*;
+pub use prove::*;
+pub use seal::*;
 pub use source::*;
 pub use step::*;
 pub use template::*;
@@ -45,7 +47,7 @@ pub struct Definition {
     /// Whether this template only serves to be extended: it may be incomplete and is not built.
     #[serde(default, rename = "abstract", skip_serializing_if = "is_false")]
     pub is_abstract: bool,
-    /// The name of a template to take over from: tables merge, steps and checks are appended,
+    /// The name of a template to take over from: tables merge, steps, checks and contracts are appended,
     /// everything else is replaced (of `source.sha256` and `source.checksums`, one by the other).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extends: Option<String>,
@@ -77,9 +79,12 @@ pub struct Definition {
     /// What removes the guest's identity.
     #[serde(default)]
     pub seal: Seal,
-    /// The clone that proves the template.
+    /// What proves the template.
     #[serde(default)]
-    pub proof: Proof,
+    pub prove: Prove,
+    /// Who clones the template, and how; the proof's clones are made so. By default there is one, called `clone`.
+    #[serde(default, rename = "contract")]
+    pub contracts: Vec<Contract>,
     /// How long each stage may take.
     #[serde(default)]
     pub timeouts: Timeouts,

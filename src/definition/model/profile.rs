@@ -81,6 +81,11 @@ pub struct ProxmoxProfile {
     /// The VMIDs of machines that are built and proven, and of candidates, such as `9000-9099`.
     #[schemars(regex(pattern = r"^[0-9]{3,9}-[0-9]{3,9}$"))]
     pub vmids: String,
+    /// IPv4 addresses that clones of proofs take instead of their contracts', as far as they are in the same network,
+    /// such as `10.10.10.240-10.10.10.249`: a contract's own may be in use by its consumer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,3}(\.[0-9]{1,3}){3}-[0-9]{1,3}(\.[0-9]{1,3}){3}$"))]
+    pub proof_addresses: Option<String>,
     /// The SHA-256 fingerprint of the server's certificate, 32 hexadecimal pairs with colons, as
     /// `pvenode cert info` shows it. With it the certificate is pinned, and its name and issuer do not matter.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +124,7 @@ impl Default for ProxmoxProfile {
             vlan: None,
             pool: None,
             vmids: "9000-9099".to_owned(),
+            proof_addresses: None,
             fingerprint: None,
             ca_file: None,
             verify_tls: true,
@@ -128,6 +134,15 @@ impl Default for ProxmoxProfile {
             screenshot_every: Timeout::from(std::time::Duration::from_mins(1)),
             timeout_factor: 1,
         }
+    }
+}
+
+impl ProxmoxProfile {
+    /// Returns the first and the last of the addresses that proofs have for themselves.
+    #[must_use]
+    pub fn proof_addresses(&self) -> Option<(std::net::Ipv4Addr, std::net::Ipv4Addr)> {
+        let (from, to) = self.proof_addresses.as_ref()?.split_once('-')?;
+        Some((from.parse().ok()?, to.parse().ok()?)).filter(|(from, to)| from <= to)
     }
 }
 

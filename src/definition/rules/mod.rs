@@ -4,6 +4,7 @@
 
 mod control;
 mod machine;
+mod prove;
 mod work;
 
 use std::net::Ipv4Addr;
@@ -23,7 +24,7 @@ pub(crate) fn check(tree: &Node, findings: &mut Findings) {
     rules.steps();
     rules.checks();
     rules.seal();
-    rules.proof();
+    rules.prove();
     rules.timeouts();
 }
 
@@ -133,48 +134,6 @@ impl Rules<'_> {
         }
     }
 
-    fn proof(&mut self) {
-        let Some(proof) = self.tree.get("proof") else { return };
-        let defaults = super::Proof::default();
-        if let Some(hostname) = proof.get("hostname") {
-            self.dns_name("proof.hostname", hostname);
-        }
-        let span_of = |key: &str| proof.get(key).map_or(proof.span, |node| node.span);
-        let text_of = |key: &str, default: &str| match proof.get(key) {
-            Some(node) => node.text().map(str::to_owned),
-            None => Some(default.to_owned()),
-        };
-        let Some(address_text) = text_of("address", &defaults.address) else { return };
-        let Some(gateway_text) = text_of("gateway", &defaults.gateway) else { return };
-        let Some((address, prefix)) = parse_address(&address_text) else {
-            self.refuse(
-                span_of("address"),
-                format!("`{address_text}` is not an IPv4 address with its prefix length"),
-                "such as `10.10.10.50/24`",
-            );
-            return;
-        };
-        let Ok(gateway) = gateway_text.parse::<Ipv4Addr>() else {
-            let message = format!("`{gateway_text}` is not an IPv4 address");
-            self.refuse(span_of("gateway"), message, "such as `10.10.10.1`");
-            return;
-        };
-        let network = Network::of(address, prefix);
-        if !network.has_host(address) {
-            let message = format!("{address} is no host's address in {network}");
-            self.refuse(span_of("address"), message, "the first and the last address have other uses");
-        } else if !network.has_host(gateway) {
-            let key = if proof.has("gateway") { "gateway" } else { "address" };
-            self.refuse(
-                span_of(key),
-                format!("the gateway {gateway} is not in the clone's network {network}"),
-                format!("set `gateway` to an address in {network}"),
-            );
-        } else if gateway == address {
-            self.refuse(span_of("gateway"), "the clone cannot be its own gateway", "");
-        }
-    }
-
     fn timeouts(&mut self) {
         let Some(timeouts) = self.tree.get("timeouts") else { return };
         let defaults = super::Timeouts::default();
@@ -195,42 +154,6 @@ impl Rules<'_> {
             );
         }
     }
-}
-
-/// An IPv4 network.
-struct Network {
-    base: u32,
-    prefix: u32,
-}
-
-impl Network {
-    fn of(address: Ipv4Addr, prefix: u32) -> Self {
-        Self { base: address.to_bits() & Self::mask(prefix), prefix }
-    }
-
-    fn mask(prefix: u32) -> u32 {
-        u32::MAX.checked_shl(32 - prefix).unwrap_or(0)
-    }
-
-    fn has_host(&self, address: Ipv4Addr) -> bool {
-        let host = address.to_bits() & !Self::mask(self.prefix);
-        let last = !Self::mask(self.prefix);
-        address.to_bits() & Self::mask(self.prefix) == self.base
-            && (self.prefix >= 31 || (host != 0 && host != last))
-    }
-}
-
-impl std::fmt::Display for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from_bits(self.base), self.prefix)
-    }
-}
-
-/// Parses `10.10.10.50/24`; the prefix length is 8 to 30.
-fn parse_address(text: &str) -> Option<(Ipv4Addr, u32)> {
-    let (address, prefix) = text.split_once('/')?;
-    let prefix = prefix.parse().ok().filter(|prefix| (8..=30).contains(prefix))?;
-    Some((address.parse().ok()?, prefix))
 }
 
 /// Checks a whole builder profile.
@@ -262,6 +185,13 @@ impl Rules<'_> {
         let Some(table) = self.tree.get("proxmox") else { return };
         self.endpoints(table);
         self.vmids(table);
+        if let Some(node) = table.get("proof_addresses")
+            && let Some((from, to)) = node.text().and_then(|text| text.split_once('-'))
+            && !matches!((from.parse::<Ipv4Addr>(), to.parse::<Ipv4Addr>()), (Ok(from), Ok(to)) if from <= to)
+        {
+            let help = "the lower one first, such as `10.10.10.240-10.10.10.249`";
+            self.refuse(node.span, format!("`{from}-{to}` is not a range of IPv4 addresses"), help);
+        }
         let is_off = table.bool_at("verify_tls") == Some(false);
         for key in ["fingerprint", "ca_file"].into_iter().filter(|_| is_off) {
             if let Some(entry) = table.entry(key) {
@@ -369,27 +299,4 @@ impl Rules<'_> {
 /// Returns what follows an address's last colon, but for those of IPv6 and of `https:`.
 fn port(endpoint: &str) -> Option<&str> {
     endpoint.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(['/', ']']))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn networks_know_their_hosts() {
-        let network = |text: &str| {
-            let (address, prefix) = parse_address(text).unwrap();
-            Network::of(address, prefix)
-        };
-        let has = |text: &str, host: &str| network(text).has_host(host.parse().unwrap());
-        assert!(has("10.10.10.50/24", "10.10.10.1"));
-        assert!(!has("10.10.10.50/24", "10.10.11.1"));
-        assert!(!has("10.10.10.50/24", "10.10.10.255"));
-        assert!(!has("10.10.10.50/24", "10.10.10.0"));
-        assert!(has("10.1.2.3/8", "10.255.255.254"));
-        assert_eq!(network("192.168.7.9/30").to_string(), "192.168.7.8/30");
-        for wrong in ["10.0.0.1", "10.0.0.1/33", "10.0.0.1/0", "x/24", "10.0.0/24", "::1/64", "10.0.0.1/-1"] {
-            assert!(parse_address(wrong).is_none(), "{wrong}");
-        }
-    }
 }

@@ -52,7 +52,7 @@ impl Rules<'_> {
     }
 
     /// Names must be unique: events, reports, `--only` and `--skip` go by them.
-    fn names(&mut self, list: &str) {
+    pub(super) fn names(&mut self, list: &str) {
         let mut seen: Vec<&str> = Vec::new();
         for node in self.tree.list(list).iter().filter_map(|item| item.get("name")) {
             let Some(name) = node.text() else { continue };

@@ -314,7 +314,9 @@ fn nic_args(args: &mut Args, spec: &Spec, nic: &Nic, forwards: &[Forward]) {
     let id = &nic.id;
     let netdev = match spec.network {
         Network::Bridge => {
-            format!("tap,id={id},ifname={},script=no,downscript=no", tap_name(spec.vmid, nic.index))
+            let name = tap_name(spec.vmid, nic.index);
+            let queues = if has_queues(nic) { format!(",queues={}", nic.queues) } else { String::new() };
+            format!("tap,id={id},ifname={name},script=no,downscript=no{queues}")
         }
         Network::User => {
             let forwards = if nic.index == 0 { forwards } else { &[] };
@@ -323,14 +325,25 @@ fn nic_args(args: &mut Args, spec: &Spec, nic: &Nic, forwards: &[Forward]) {
     };
     args.add("-netdev", netdev);
     // Without a ROM nothing needs the ROMs' package; nothing boots from this network.
+    // QEMU's user network has one queue; a device that has more works with it all the same.
+    let queues = if has_queues(nic) {
+        // One vector for each direction of each queue, one for changes and one for control.
+        format!(",vectors={},mq=on,packed=on", 2 * nic.queues + 2)
+    } else {
+        String::new()
+    };
     let device = format!(
-        "{},mac={},netdev={id},{},id={id}{},romfile=",
+        "{},mac={},netdev={id},{},id={id}{}{queues},romfile=",
         nic.model,
         nic.mac,
         address(id),
         bootindex(nic.boot)
     );
     args.add("-device", device);
+}
+
+fn has_queues(nic: &Nic) -> bool {
+    nic.queues > 1 && nic.model == "virtio-net-pci"
 }
 
 fn forward(forward: &Forward) -> String {

@@ -90,6 +90,8 @@ pub(super) struct Nic {
     pub(super) mac: String,
     pub(super) bridge: Option<String>,
     pub(super) tag: Option<u16>,
+    /// How many packet queues; one and none are the same.
+    pub(super) queues: u32,
     pub(super) boot: Option<u32>,
 }
 
@@ -347,6 +349,7 @@ fn nics(config: &Pairs, boot: &BTreeMap<String, u32>) -> Result<Vec<Nic>, String
             mac,
             bridge: pairs.get("bridge").cloned(),
             tag: tag.transpose()?,
+            queues: pairs.get("queues").and_then(|queues| queues.parse().ok()).unwrap_or(0),
             boot: boot.get(key).copied(),
         })
     };

@@ -19,7 +19,8 @@ impl Tap {
         let name = tap_name(vmid, nic.index);
         // One of a simulator that was killed; mostly there is none.
         run("ip", &["link", "delete", &name]).ok();
-        run("ip", &["tuntap", "add", "dev", &name, "mode", "tap"])?;
+        let queues: &[&str] = if nic.queues > 1 { &["multi_queue"] } else { &[] };
+        run("ip", &[&["tuntap", "add", "dev", &name, "mode", "tap"], queues].concat())?;
         let tap = Self(name);
         run("ip", &["link", "set", &tap.0, "master", bridge, "up"])?;
         if let Some(tag) = nic.tag {

@@ -1,4 +1,4 @@
-//! How a build ends: the tables `[seal]` and `[proof]`.
+//! How a build ends: the table `[seal]`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,38 +34,5 @@ impl fmt::Debug for Seal {
 impl Default for Seal {
     fn default() -> Self {
         Self { script: "hardening/seal.sh".to_owned(), env: BTreeMap::new(), absent: Vec::new(), trim: true }
-    }
-}
-
-/// The clone that proves the template.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Proof {
-    /// The clone's hostname.
-    pub hostname: String,
-    /// The clone's static IPv4 address with its prefix length.
-    pub address: String,
-    /// The gateway and name server.
-    pub gateway: String,
-    /// How many GiB larger than the template's the clone's disk is.
-    #[schemars(range(min = 1, max = 1024))]
-    pub grow_gib: u32,
-    /// The port on which SSH answers.
-    #[schemars(range(min = 1, max = 65_535))]
-    pub ssh_port: u16,
-    /// Whether a second, short proof shows that a `ConfigDrive` volume is accepted as well.
-    pub config_drive: bool,
-}
-
-impl Default for Proof {
-    fn default() -> Self {
-        Self {
-            hostname: "forge-proof".to_owned(),
-            address: "10.10.10.50/24".to_owned(),
-            gateway: "10.10.10.1".to_owned(),
-            grow_gib: 4,
-            ssh_port: 22,
-            config_drive: true,
-        }
     }
 }

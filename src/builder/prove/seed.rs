@@ -9,6 +9,44 @@ use std::net::Ipv4Addr;
 
 use sha2::{Digest as _, Sha256};
 
+/// Where a clone gets its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addressing {
+    /// From the network.
+    Dhcp,
+    /// It is told.
+    Static {
+        /// Its address.
+        address: Ipv4Addr,
+        /// The length of its network's prefix.
+        prefix: u8,
+        /// Its gateway.
+        gateway: Ipv4Addr,
+        /// Its name servers.
+        dns: Vec<Ipv4Addr>,
+    },
+}
+
+impl Addressing {
+    /// Returns the static address.
+    #[must_use]
+    pub const fn address(&self) -> Option<Ipv4Addr> {
+        match self {
+            Self::Dhcp => None,
+            Self::Static { address, .. } => Some(*address),
+        }
+    }
+
+    /// Returns it as Proxmox's `ipconfig0` has it.
+    #[must_use]
+    pub fn ipconfig(&self) -> String {
+        match self {
+            Self::Dhcp => "ip=dhcp".to_owned(),
+            Self::Static { address, prefix, gateway, .. } => format!("ip={address}/{prefix},gw={gateway}"),
+        }
+    }
+}
+
 /// What a clone is told at its first boot.
 #[derive(Debug, Clone)]
 pub struct CloneSeed {
@@ -18,12 +56,8 @@ pub struct CloneSeed {
     pub public_key: String,
     /// The MAC address of its interface.
     pub mac: String,
-    /// Its static address.
-    pub address: Ipv4Addr,
-    /// The length of its network's prefix.
-    pub prefix: u8,
-    /// Its gateway and name server.
-    pub gateway: Ipv4Addr,
+    /// Where it gets its address.
+    pub addressing: Addressing,
 }
 
 impl CloneSeed {
@@ -40,16 +74,23 @@ impl CloneSeed {
     /// Returns the network configuration, version 1.
     #[must_use]
     pub fn network_config(&self) -> String {
-        format!(
+        let nic = format!(
             "version: 1\nconfig:\n    - type: physical\n      name: eth0\n      mac_address: '{}'\n      \
-             subnets:\n      - type: static\n        address: '{}'\n        netmask: '{}'\n        \
-             gateway: '{}'\n    - type: nameserver\n      address:\n      - '{}'\n",
+             subnets:\n",
             self.mac.to_lowercase(),
-            self.address,
-            self.netmask(),
-            self.gateway,
-            self.gateway
-        )
+        );
+        let Addressing::Static { address, prefix, gateway, dns } = &self.addressing else {
+            return nic + "      - type: dhcp4\n";
+        };
+        let mut text = format!(
+            "{nic}      - type: static\n        address: '{address}'\n        netmask: '{}'\n        \
+             gateway: '{gateway}'\n    - type: nameserver\n      address:\n",
+            netmask(*prefix),
+        );
+        for server in dns {
+            writeln!(text, "      - '{server}'").expect("writing to a string succeeds");
+        }
+        text
     }
 
     /// Returns the meta-data: the instance changes with user-data and network, as on Proxmox.
@@ -61,13 +102,15 @@ impl CloneSeed {
     /// Returns the network in the format of `/etc/network/interfaces`, for `ConfigDrive`.
     #[must_use]
     pub fn interfaces(&self) -> String {
+        let Addressing::Static { address, prefix, gateway, dns } = &self.addressing else {
+            return "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n".to_owned();
+        };
+        let servers: Vec<String> = dns.iter().map(ToString::to_string).collect();
         format!(
             "auto lo\niface lo inet loopback\n\ndns-nameservers {}\n\nauto eth0\niface eth0 inet static\n\
-             \taddress {}\n\tnetmask {}\n\tgateway {}\n",
-            self.gateway,
-            self.address,
-            self.netmask(),
-            self.gateway
+             \taddress {address}\n\tnetmask {}\n\tgateway {gateway}\n",
+            servers.join(" "),
+            netmask(*prefix),
         )
     }
 
@@ -80,10 +123,10 @@ impl CloneSeed {
             text
         })
     }
+}
 
-    fn netmask(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0))
-    }
+fn netmask(prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0))
 }
 
 /// Reads `10.10.10.50/24`.
@@ -103,8 +146,7 @@ pub fn parse_address(text: &str) -> anyhow::Result<(Ipv4Addr, u8)> {
 /// Returns the network that an address is in, such as `10.10.10.0/24`.
 #[must_use]
 pub fn network(address: Ipv4Addr, prefix: u8) -> String {
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    format!("{}/{prefix}", Ipv4Addr::from(u32::from(address) & mask))
+    format!("{}/{prefix}", Ipv4Addr::from(u32::from(address) & u32::from(netmask(prefix))))
 }
 
 #[cfg(test)]
@@ -116,9 +158,17 @@ mod tests {
             hostname: "proof".into(),
             public_key: "ssh-ed25519 AAAA k".into(),
             mac: "52:54:00:AB:CD:EF".into(),
-            address: Ipv4Addr::new(10, 10, 10, 50),
+            addressing: at([10, 10, 10, 50]),
+        }
+    }
+
+    fn at(address: [u8; 4]) -> Addressing {
+        let gateway = Ipv4Addr::new(10, 10, 10, 1);
+        Addressing::Static {
+            address: address.into(),
             prefix: 24,
-            gateway: Ipv4Addr::new(10, 10, 10, 1),
+            gateway,
+            dns: vec![gateway, [9, 9, 9, 9].into()],
         }
     }
 
@@ -138,11 +188,16 @@ mod tests {
                              "gateway": "10.10.10.1"}]
             })
         );
+        assert_eq!(network["config"][1]["address"], serde_json::json!(["10.10.10.1", "9.9.9.9"]));
+        let dhcp = CloneSeed { addressing: Addressing::Dhcp, ..seed() };
+        let network: serde_json::Value = serde_saphyr::from_str(&dhcp.network_config()).unwrap();
+        assert_eq!(network["config"][0]["subnets"], serde_json::json!([{"type": "dhcp4"}]));
+        assert_eq!(network["config"].as_array().unwrap().len(), 1);
     }
 
     #[test]
     fn another_address_is_another_instance() {
-        let moved = CloneSeed { address: Ipv4Addr::new(10, 10, 10, 51), ..seed() };
+        let moved = CloneSeed { addressing: at([10, 10, 10, 51]), ..seed() };
         assert_ne!(seed().instance(), moved.instance());
         assert_eq!(seed().instance().len(), 40);
     }

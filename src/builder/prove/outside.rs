@@ -1,13 +1,17 @@
 //! Looks at a clone from outside, as its users will: over the network, as an SSH client.
 
 use std::borrow::Cow;
-use std::io;
+use std::fs;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use russh::client::{self, AuthResult, Handle};
+use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Preferred};
@@ -21,12 +25,33 @@ const LOGIN_DEADLINE: Duration = Duration::from_mins(1);
 const ROUTE_TRIES: u32 = 3;
 const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a machine may take to show that it is there.
+const PRESENCE_DEADLINE: Duration = Duration::from_secs(2);
+
 /// A key pair of one proof. Its private half is in no file: it is gone with the proof.
 #[derive(Debug, Clone)]
 pub struct Key {
     private: Arc<PrivateKey>,
     /// The public key, one line as in `authorized_keys`.
     pub public: String,
+}
+
+impl Key {
+    /// Writes the private half into a new file that only its owner can read, for a program that takes no other way.
+    ///
+    /// # Errors
+    /// When the file is there already or cannot be written.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = self.private.to_openssh(LineEnding::LF).context("writing the private key")?;
+        let context = || format!("writing {}", path.display());
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(context)?;
+        file.write_all(text.as_bytes()).with_context(context)
+    }
 }
 
 /// Makes an ed25519 key pair.
@@ -179,6 +204,30 @@ pub async fn route(address: SocketAddr) -> Result<(), String> {
         }
     }
     Err(format!("{address} is not reached from here: {reason}"))
+}
+
+/// Tells whether there is a machine at an address: one that speaks SSH, or refuses a connection. Something on the
+/// way may take every connection, and loopback refuses whatever nobody listens on: neither counts.
+pub async fn is_anybody(address: SocketAddr) -> bool {
+    match tokio::time::timeout(PRESENCE_DEADLINE, greeting(address)).await {
+        Ok(Ok(greeting)) => &greeting == b"SSH-",
+        Ok(Err(error)) => error.kind() == io::ErrorKind::ConnectionRefused && !address.ip().is_loopback(),
+        Err(_) => false,
+    }
+}
+
+/// Finds out whether nothing speaks at an address: it is closed, or nobody answers. A way that forwards the port
+/// may open the connection first, and end it then.
+///
+/// # Errors
+/// In words, when something speaks there.
+pub async fn is_silent(address: SocketAddr) -> Result<(), String> {
+    match tokio::time::timeout(ROUTE_DEADLINE, greeting(address)).await {
+        Ok(Ok(greeting)) => {
+            Err(format!("something there says `{}`", String::from_utf8_lossy(&greeting).escape_debug()))
+        }
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
 }
 
 /// Returns the first bytes that a server sends by itself, as SSH's do (RFC 4253, section 4.2).
@@ -366,6 +415,17 @@ mod tests {
             assert!(way.is_ok() || way.unwrap_err().starts_with(&format!("{address} is not reached")));
             server.abort();
         }
+    }
+
+    #[tokio::test]
+    async fn what_speaks_is_not_silent() {
+        let key = make_key().unwrap();
+        let (sshd, _) = sshd(&key);
+        let speaking = is_silent(serve(&sshd).await).await.unwrap_err();
+        assert_eq!(speaking, "something there says `SSH-`");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (ended, _server) = greet(b"", false).await;
+        assert_eq!((is_silent(free).await, is_silent(ended).await), (Ok(()), Ok(())));
     }
 
     #[test]
