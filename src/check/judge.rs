@@ -110,7 +110,8 @@ fn judge_file(file: &FileCheck, facts: &Facts<'_>, content: &str, verdict: &mut 
         verdict.compare("owner", owner, first(facts, "owner"));
     }
     if let Some(sha256) = &file.sha256 {
-        verdict.compare("sha256", &sha256.to_lowercase(), first(facts, "sha256"));
+        let found = first(facts, "sha256").and_then(|line| line.split_whitespace().next());
+        verdict.compare("sha256", &sha256.to_lowercase(), found);
     }
     let size = first(facts, "size").and_then(|size| size.parse().ok()).unwrap_or(0_usize);
     if (file.contains.is_some() || file.lacks.is_some()) && size > OUTPUT_MAX / 2 {

@@ -26,7 +26,7 @@ pub struct Finding {
 }
 
 /// The most checks that go to the guest in one command; after each command findings are reported.
-const BATCH_CHECKS: usize = 12;
+const BATCH_CHECKS: usize = 24;
 
 /// The most bytes of script that go to the guest in one command, apart from the last check's.
 const BATCH_BYTES: usize = 24 * 1024;
@@ -76,6 +76,7 @@ fn next_batch(checks: &[&Check], timeout: Duration) -> (Exec, usize) {
             break;
         }
     }
+    script.push_str(probe::ENDING);
     (Exec::new(["/bin/sh"]).stdin(script).timeout(total), count)
 }
 
@@ -222,7 +223,7 @@ mod tests {
         let checks: Vec<_> = (0..30).map(|_| command("true", 0, None)).collect();
         let host = Host::new(2);
         assert!(findings(&host, &checks, Duration::from_secs(5)).await.iter().all(|finding| finding.passed));
-        assert_eq!(*host.commands.lock().unwrap(), 5);
+        assert_eq!(*host.commands.lock().unwrap(), 4);
     }
 
     #[tokio::test]
