@@ -47,6 +47,11 @@ fn check_head(yaml: &str, findings: &mut Vec<Finding>) {
     } else if yaml.lines().next().map(str::trim_end) != Some("#cloud-config") {
         findings.push(Finding::at(Position::START, "the first line must be `#cloud-config`"));
     }
+    if let Some((number, line)) = yaml.split('\n').enumerate().find(|(_, line)| line.ends_with('\r')) {
+        let at = Position { line: number + 1, column: line.chars().count() };
+        let message = "the file has Windows line ends: save it with line ends of one line feed";
+        findings.push(Finding::at(at, message));
+    }
 }
 
 fn check_root(root: &Node, findings: &mut Vec<Finding>) {

@@ -1,6 +1,7 @@
 //! The rules beyond keys and shapes.
 
 use super::Finding;
+use super::shape::{CLOUD_CONFIG, MATCH, did_you_mean};
 use super::tree::{Entry, Node, Position, Value};
 
 /// Checks what stands under `autoinstall`; `at` is where that key stands.
@@ -21,6 +22,9 @@ pub(super) fn check(at: Position, autoinstall: &Node, findings: &mut Vec<Finding
         }
         (Some(identity), _) => check_identity(identity, findings),
         (None, Some(_)) => {}
+    }
+    if let Some(user_data) = autoinstall.get("user-data") {
+        check_user_data(user_data, findings);
     }
     if let Some(keys) = autoinstall.get("ssh").and_then(|ssh| ssh.get("authorized-keys")) {
         check_keys(keys, findings);
@@ -159,10 +163,33 @@ fn check_keys(keys: &Node, findings: &mut Vec<Finding>) {
     }
 }
 
+fn check_user_data(user_data: &Node, findings: &mut Vec<Finding>) {
+    let known: Vec<&str> = CLOUD_CONFIG.split(' ').collect();
+    for entry in user_data.entries().iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+        let message = format!(
+            "the installer refuses `user-data.{}`, which cloud-init does not know{}",
+            entry.key,
+            did_you_mean(&entry.key, &known)
+        );
+        findings.push(Finding::at(entry.at, message));
+    }
+}
+
 fn check_storage(storage: &Node, findings: &mut Vec<Finding>) {
     if let (Some(_), Some(config)) = (storage.get("layout"), storage.entry("config")) {
         findings
             .push(Finding::at(config.at, "`storage.config` is ignored beside `storage.layout`: keep one"));
+    }
+    let Some(wanted) = storage.get("layout").and_then(|layout| layout.get("match")) else { return };
+    for entry in wanted.entries().iter().chain(wanted.items().iter().flat_map(Node::entries)) {
+        if !MATCH.contains(&entry.key.as_str()) {
+            let message = format!(
+                "the installer does not know `storage.layout.match.{}` and would ignore it{}",
+                entry.key,
+                did_you_mean(&entry.key, MATCH)
+            );
+            findings.push(Finding::at(entry.at, message));
+        }
     }
 }
 

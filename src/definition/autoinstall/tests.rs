@@ -63,6 +63,20 @@ fn each_mistake_is_found_where_it_is() {
         ("name: direct", "name: flat", 11, "`storage.layout.name` must be one of `direct`, `lvm`, `zfs`"),
         ("swap: {", "config: [], swap: {", 11, "`storage.config` is ignored"),
         ("swap:", "swp:", 11, "did you mean `swap`?"),
+        (
+            "match: {size",
+            "match: {sizes",
+            11,
+            "`storage.layout.match.sizes` and would ignore it; did you mean `size`?",
+        ),
+        ("match: {size: largest}", "match: [{ssd: true}, {seriel: x}]", 11, "did you mean `serial`?"),
+        (
+            "user-data: {users",
+            "user-data: {usres",
+            13,
+            "refuses `user-data.usres`, which cloud-init does not know; did you mean `users`?",
+        ),
+        ("user-data: {users", "user-data: {hardening: 1, users", 13, "refuses `user-data.hardening`, which"),
         ("ssh-ed25519 AAAA", "~/.ssh/id_ed25519.pub", 14, "no public key"),
         ("password: \"*\"", "password: \"!\"", 12, "write \"*\" for no password"),
         ("password: \"*\"", "password: \"\"", 12, "write \"*\" for no password"),
@@ -145,17 +159,36 @@ fn what_is_no_mapping_is_one_finding() {
     assert!(lint("\u{feff}#cloud-config\n")[0].message.contains("byte order mark"));
 }
 
-/// The table against the installer's own schema, where that is at hand.
 #[test]
-fn the_top_level_keys_are_the_installers() {
+fn windows_line_ends_are_found_where_they_begin() {
+    let findings = lint(&GOOD.replace('\n', "\r\n"));
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!((findings[0].line, findings[0].column), (1, "#cloud-config\r".len()));
+    assert!(findings[0].message.contains("Windows line ends"), "{findings:?}");
+    // As when a variable brings one along.
+    let findings = lint(&GOOD.replace("Paris\n", "Paris\r\n"));
+    assert_eq!((findings.len(), findings[0].line, findings[0].column), (1, 7, 25), "{findings:?}");
+}
+
+/// Returns the top-level keys of a schema of the installer's or cloud-init's, where that is at hand.
+fn keys_of(schema: &str) -> Vec<String> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut places = root.ancestors().map(|folder| folder.join("shared/autoinstall/schema.json"));
+    let mut places = root.ancestors().map(|folder| folder.join("shared/autoinstall").join(schema));
     let Some(text) = places.find_map(|place| std::fs::read_to_string(place).ok()) else {
-        eprintln!("shared/autoinstall/schema.json is not here: the installer's keys are not compared");
-        return;
+        eprintln!("shared/autoinstall/{schema} is not here: its keys are not compared");
+        return Vec::new();
     };
     let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
-    for name in schema["properties"].as_object().unwrap().keys() {
+    schema["properties"].as_object().unwrap().keys().cloned().collect()
+}
+
+/// The tables against the schemas that the installer itself uses, where those are at hand.
+#[test]
+fn the_top_level_keys_are_the_installers() {
+    for name in keys_of("schema.json") {
         assert!(AUTOINSTALL.iter().any(|key| key.name == name), "{name}");
+    }
+    for name in keys_of("cloud-config-schema.json") {
+        assert!(shape::CLOUD_CONFIG.split(' ').any(|known| known == name), "{name}");
     }
 }
