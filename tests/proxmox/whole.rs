@@ -180,7 +180,7 @@ fn assert_is_template(node: &Node, vmid: &str, name: &str, state: &str) {
         ("template", json!("1")),
         ("name", json!(name)),
         ("cores", json!("1")),
-        ("memory", json!("256")),
+        ("memory", json!("2048")),
         ("scsihw", json!("virtio-scsi-pci")),
         ("serial0", json!("socket")),
         ("boot", json!("order=virtio0")),

@@ -6,6 +6,9 @@ use super::Rules;
 use crate::definition::pve_keys;
 use crate::definition::tree::{Node, Value};
 
+/// The least memory in MiB: with less the live system has no room for its own files, and freezes.
+const MEMORY_MIN: i64 = 2048;
+
 impl Rules<'_> {
     pub(super) fn machine(&mut self) {
         let Some(machine) = self.tree.get("machine") else { return };
@@ -13,6 +16,7 @@ impl Rules<'_> {
         self.nics(machine);
         self.tags("machine.tags", machine);
         self.pve_keys(machine);
+        self.memory(machine);
         for cdrom in machine.list("cdrom") {
             self.location(cdrom, "iso");
         }
@@ -27,6 +31,18 @@ impl Rules<'_> {
                 "without the guest agent forge cannot reach the guest",
                 "steps, checks and the seal all run through it: remove `agent = false`",
             );
+        }
+    }
+
+    /// Refuses less memory than the installer's live system gets by with.
+    pub(super) fn memory(&mut self, machine: &Node) {
+        let Some(node) = machine.get("memory_mib") else { return };
+        if let Value::Integer(mib) = node.value
+            // What is not even in the schema's range has been refused by that.
+            && (256..MEMORY_MIN).contains(&mib)
+        {
+            let message = format!("the installer freezes with {mib} MiB of memory: it needs {MEMORY_MIN}");
+            self.refuse(node.span, message, "set `memory_mib = 4096`; clones may have less");
         }
     }
 

@@ -173,6 +173,9 @@ pub(crate) fn check_profile(tree: &Node, findings: &mut Findings) {
             rules.refuse(second.key_span, message, "make two profiles of it");
         }
     }
+    if let Some(machine) = tree.get("machine") {
+        rules.memory(machine);
+    }
     rules.http();
     rules.proxmox();
 }
