@@ -3,7 +3,7 @@
 //! ```text
 //!   report ──► stage (never backwards) ──► Shutdown with mode=POWEROFF ──► PoweredOff
 //!     │                                                 mode=REBOOT    ──► Rebooting
-//!     └─ finish FAIL: the first one is the cause; of an ending context, or error commands ──► Failed
+//!     └─ finish FAIL: the first that is not made good is the cause; of an ending context, or error commands ──► Failed
 //! ```
 //!
 //! An installation sends about 300 reports, most of them details inside a stage (subiquity
@@ -59,6 +59,19 @@ impl InstallerReport {
     fn failed(&self) -> bool {
         self.event_type == "finish" && self.result.as_deref() == Some("FAIL")
     }
+
+    fn succeeded(&self) -> bool {
+        self.event_type == "finish" && self.result.as_deref() == Some("SUCCESS")
+    }
+
+    fn is_within(&self, context: &str) -> bool {
+        is_within(&self.name, context)
+    }
+}
+
+/// Tells whether a context is the other one, or one inside it.
+fn is_within(name: &str, context: &str) -> bool {
+    name.strip_prefix(context).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The stages of an installation in their order: the context that begins each, and what to call it.
@@ -103,12 +116,24 @@ pub enum Ended {
     },
 }
 
+/// The context in which the answers are applied; what follows is asked for, and then done.
+const APPLYING: &str = "subiquity/apply_autoinstall_config";
+
+/// The context in which all is done that changes the disk.
+const INSTALLING: &str = "subiquity/Install/install";
+
+/// How many failures are remembered: the guest decides how many there are.
+const FAILURES_MAX: usize = 32;
+
 /// Follows an installation through its reports.
 #[derive(Debug, Clone, Default)]
 pub struct InstallerProgress {
     stage: Option<usize>,
     package: Option<String>,
-    cause: Option<(String, String)>,
+    /// What failed and was not made good, each with what the installer said.
+    failures: Vec<(String, String)>,
+    applied: bool,
+    begun: bool,
     ended: Option<Ended>,
 }
 
@@ -123,6 +148,8 @@ impl InstallerProgress {
     pub fn take(&mut self, report: &InstallerReport) -> bool {
         let before = (self.stage, self.package.clone(), self.ended.clone());
         self.note_stage(report);
+        self.begun |= report.is_within(INSTALLING);
+        self.applied |= report.succeeded() && report.name == APPLYING;
         self.note_failure(report);
         self.note_shutdown(report);
         before != (self.stage, self.package.clone(), self.ended.clone())
@@ -145,13 +172,19 @@ impl InstallerProgress {
 
     fn note_failure(&mut self, report: &InstallerReport) {
         let error_commands = report.has("Error/run");
-        if report.failed() && !error_commands {
-            self.cause.get_or_insert_with(|| (report.name.clone(), report.description.clone()));
+        if report.failed() && !error_commands && self.failures.len() < FAILURES_MAX {
+            self.failures.push((report.name.clone(), report.description.clone()));
+        }
+        if report.succeeded() {
+            // A mirror that was passed over for the next, a download that was tried again.
+            let controller = report.name.strip_suffix("/apply_autoinstall_config");
+            let context = controller.filter(|name| *name != "subiquity").unwrap_or(&report.name);
+            self.failures.retain(|(name, _)| !is_within(name, context));
         }
         // Other contexts may fail and be tried again or passed over.
         let fatal = error_commands || (report.failed() && ENDING.contains(&report.name.as_str()));
         if fatal && self.ended.is_none() {
-            let (name, reason) = self.cause.clone().unwrap_or_default();
+            let (name, reason) = self.failures.first().cloned().unwrap_or_default();
             self.ended = Some(Ended::Failed { name, reason });
         }
     }
@@ -197,10 +230,17 @@ impl InstallerProgress {
         self.ended.as_ref()
     }
 
-    /// Returns the first failure that was reported, even if the installation went on.
+    /// Tells whether the answers are applied and nothing has begun since: all that the installer wants
+    /// then is to be confirmed.
+    #[must_use]
+    pub fn waits_for_confirmation(&self) -> bool {
+        self.applied && !self.begun && self.ended.is_none()
+    }
+
+    /// Returns the first failure that was reported and not made good, even if the installation went on.
     #[must_use]
     pub fn first_failure(&self) -> Option<(&str, &str)> {
-        self.cause.as_ref().map(|(name, reason)| (name.as_str(), reason.as_str()))
+        self.failures.first().map(|(name, reason)| (name.as_str(), reason.as_str()))
     }
 }
 
@@ -322,6 +362,36 @@ mod tests {
         progress.take(&report("finish", "subiquity/Shutdown/shutdown", "mode=POWEROFF", Some("SUCCESS")));
         assert_eq!(progress.ended(), Some(&Ended::PoweredOff));
         assert_eq!(progress.first_failure(), Some(("subiquity/Mirror/check", "timed out")));
+    }
+
+    #[test]
+    fn what_was_made_good_is_not_the_cause() {
+        const PACKAGE: &str = "subiquity/Install/install/postinstall/install_vim";
+        for (overcome, by) in [
+            ("subiquity/Mirror/check", "subiquity/Mirror/apply_autoinstall_config"),
+            (&*format!("{PACKAGE}/retrieving"), PACKAGE),
+        ] {
+            let mut progress = InstallerProgress::new();
+            progress.take(&report("finish", overcome, "timed out", Some("FAIL")));
+            progress.take(&report("finish", by, "", Some("SUCCESS")));
+            progress.take(&report("finish", &format!("{PACKAGE}-tiny"), "exit code 100", Some("FAIL")));
+            progress.take(&report("finish", INSTALLING, "see above", Some("FAIL")));
+            let name = format!("{PACKAGE}-tiny");
+            let failed = Ended::Failed { name, reason: "exit code 100".to_owned() };
+            assert_eq!(progress.ended(), Some(&failed), "{overcome}");
+        }
+    }
+
+    #[test]
+    fn applied_answers_wait_for_their_confirmation_until_something_begins() {
+        let applied = [("start", APPLYING), ("finish", "subiquity/SSH/apply_autoinstall_config")];
+        assert!(!after(&applied).waits_for_confirmation(), "one controller's are not all");
+        let mut progress = after(&[applied.as_slice(), &[("finish", APPLYING)]].concat());
+        assert!(progress.waits_for_confirmation());
+        progress.take(&report("start", "subiquity/Error/apply_autoinstall_config", "", None));
+        assert!(progress.waits_for_confirmation());
+        progress.take(&report("start", INSTALLING, "installing system", None));
+        assert!(!progress.waits_for_confirmation());
     }
 
     #[test]
