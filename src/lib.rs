@@ -22,6 +22,7 @@ pub mod check;
 pub mod cli;
 pub mod communicator;
 pub mod definition;
+pub mod diagnosis;
 pub mod event;
 pub mod failure;
 pub mod fetch;

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Notify};
 use super::workspace::{Workspace, write_whole};
 use crate::artifact;
 use crate::definition::{Transport, autoinstall};
+use crate::diagnosis::Answers;
 use crate::event::{Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch::{self, Expected, FetchError};
@@ -152,6 +153,8 @@ pub(super) struct Prepared {
     pub(super) volume: PathBuf,
     pub(super) serial: Option<String>,
     pub(super) transport: Transport,
+    /// What the answers ask for.
+    pub(super) answers: Answers,
     /// Notified whenever the installed system says that its guest agent runs.
     pub(super) wake: Arc<Notify>,
     // Files stay on offer as long as these live.
@@ -182,6 +185,12 @@ pub(super) async fn prepare_seed(
     let files = plan.render_seed(&urls)?;
     let transport = plan.definition.seed.transport;
     let answers = answers(&files)?;
+    let asks = Answers {
+        report: answers.contains(&urls.report_url),
+        call: answers.contains(&urls.ready_url),
+        install_agent: autoinstall::installs(answers, "qemu-guest-agent"),
+        want_mirror: autoinstall::wants_mirror(answers),
+    };
     let (volume, serial) = match transport {
         Transport::Http => {
             (seed::stub_volume(), Some(seed::serial(&server.url(ANSWERS)).kind(Kind::Definition)?))
@@ -204,6 +213,7 @@ pub(super) async fn prepare_seed(
         volume: path,
         serial,
         transport,
+        answers: asks,
         wake: Arc::default(),
         _offers: offers,
     })

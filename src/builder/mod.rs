@@ -30,8 +30,9 @@ use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::run::{Run, Step};
 
-/// How many lines of its console a guest that failed is quoted with.
-const CONSOLE_LINES: usize = 10;
+/// How many lines of its console a guest that failed is quoted with, and in how many the reason is looked for.
+const CONSOLE_SHOWN: usize = 10;
+const CONSOLE_READ: usize = 200;
 
 /// What becomes of a machine whose build failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -211,14 +212,21 @@ fn machine_folder(workspace: &Workspace, name: &str) -> Result<PathBuf, Failure>
     Ok(folder)
 }
 
-/// Shows the last lines of the serial console, as far as it has any.
-fn show_console(step: &Step<'_>, log: &Path) {
+/// Returns the last lines of a serial console's log, as far as it has any.
+fn last_lines(log: &Path) -> Vec<String> {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-        step.output(*line);
+    lines[lines.len().saturating_sub(CONSOLE_READ)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// Shows the last lines of the serial console, and returns those and more before them.
+fn show_console(step: &Step<'_>, log: &Path) -> Vec<String> {
+    let lines = last_lines(log);
+    for line in &lines[lines.len().saturating_sub(CONSOLE_SHOWN)..] {
+        step.output(line);
     }
+    lines
 }
 
 /// Writes findings into the run's folder, for people (`checks-AT.txt`) and programs (`.json`), and

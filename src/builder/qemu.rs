@@ -20,14 +20,14 @@ use self::clones::Template;
 use self::host::{Host, Launch};
 use self::machine::{boot, end_of, gone, launch_machine, power_off, press_enter};
 use super::guest::{Guest, title};
-use super::inputs::{ANSWERS, Prepared, fetch_media, prepare_seed};
+use super::inputs::{Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
 use super::prove::{self, Proven};
 use super::workspace::{Staging, Workspace, remove};
-use super::{BuildOptions, Keeper, ProveOptions, machine_folder, show_console};
+use super::{BuildOptions, Keeper, ProveOptions, machine_folder};
 use crate::artifact;
-use crate::definition::{Contract, DiskFormat, Transport};
+use crate::definition::{Contract, DiskFormat};
 use crate::event::{Event, Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::fetch;
@@ -260,21 +260,14 @@ async fn install(
         launch_machine(step.run(), options, ("install", plan.definition.prove.ssh_port), &spec, &folder)
             .await?;
     step.worker(Worker::Guest);
-    let timeouts = &plan.definition.timeouts;
-    let limits = Limits {
-        fetch: (seed.transport == Transport::Http).then(|| host.patience().scaled(timeouts.fetch.duration())),
-        install: host.patience().scaled(timeouts.install.duration()),
-        address: seed.server.advertises().to_owned(),
-        answers: ANSWERS.to_owned(),
-    };
+    let limits = Limits::of(plan, host.patience(), seed);
     let mut events = seed.events.lock().await;
     let watched = Watched {
         end: Box::pin(async { Ok(end_of(&machine).await) }),
         press_enter: &|| Box::pin(press_enter(&machine)),
+        console: machine.serial_log().to_owned(),
     };
-    let is_reported = install::watch(step, watched, &mut events, &limits)
-        .await
-        .inspect_err(|_| show_console(step, machine.serial_log()))?;
+    let is_reported = install::watch(step, watched, &mut events, &limits).await?;
     step.worker(Worker::Qemu);
     machine.quit().await.kind(Kind::Infrastructure)?;
     step.run().forget_undo(undo);

@@ -15,7 +15,7 @@ struct Fault<'a> {
     /// The step in which it fails.
     step: &'a str,
     code: i32,
-    /// What the error says.
+    /// What the error or a hint says.
     says: &'a str,
     /// The files that tell more, in the run's folder.
     evidence: &'a [&'a str],
@@ -170,34 +170,57 @@ fn a_guest_that_fails_is_quoted_from_its_console() {
     }
 }
 
+/// A fault of the installer.
+fn installer<'a>(
+    fault: &'a [(&'a str, &'a str)],
+    code: i32,
+    says: &'a str,
+    args: &'a [&'a str],
+) -> Fault<'a> {
+    Fault { fakes: fault, args, step: "install", code, says, evidence: INSTALL }
+}
+
 #[test]
 fn the_installation_fails() {
-    let installer_fails = |fault, code, says, args| Fault {
-        fakes: fault,
-        args,
-        step: "install",
-        code,
-        says,
-        evidence: INSTALL,
-    };
     each_happens(&[
-        installer_fails(&[("FORGE_FAKE", "install:fail")], 13, "no disk is large enough", &[]),
-        installer_fails(&[("FORGE_FAKE", "install:fail")], 13, "its own logs are in", &[]),
-        installer_fails(&[("FORGE_FAKE", "install:reset")], 13, "the guest reset itself while", &[]),
-        installer_fails(&[("FORGE_FAKE", "install:reboots")], 13, "shutdown: poweroff", &[]),
-        installer_fails(&[("FORGE_FAKE", "install:panic")], 13, "kernel panicked while", &[]),
-        installer_fails(
-            &[("FORGE_FAKE", "install:hang")],
-            17,
-            "did not end within",
-            &["--var", "fetch=2s", "--var", "install=3s"],
-        ),
-        installer_fails(
-            &[("FORGE_FAKE", "install:no-network")],
-            17,
-            "nothing fetched",
-            &["--var", "fetch=1s"],
-        ),
+        installer(&[("FORGE_FAKE", "install:fail")], 13, "no disk is large enough", &[]),
+        installer(&[("FORGE_FAKE", "install:fail")], 13, "its own logs are in", &[]),
+        installer(&[("FORGE_FAKE", "install:reset")], 13, "the guest reset itself while", &[]),
+        installer(&[("FORGE_FAKE", "install:reboots")], 13, "shutdown: poweroff", &[]),
+        installer(&[("FORGE_FAKE", "install:panic")], 13, "kernel panicked while", &[]),
+    ]);
+}
+
+const SHORT: &[&str] = &["--var", "fetch=1s", "--var", "install=3s"];
+
+#[test]
+fn an_installer_that_is_not_heard_of_is_explained() {
+    each_happens(&[
+        installer(&[("FORGE_FAKE", "install:no-network")], 17, "nothing fetched", SHORT),
+        installer(&[("FORGE_FAKE", "install:silent")], 17, "has reported nothing in the 1.0 s since", SHORT),
+        installer(&[("FORGE_FAKE", "install:unconfirmed")], 17, "nobody confirmed the installation", SHORT),
+    ]);
+}
+
+#[test]
+fn an_installer_that_does_not_come_to_its_end_is_explained() {
+    each_happens(&[
+        installer(&[("FORGE_FAKE", "install:hang")], 17, "it has been partitioning the disk for", SHORT),
+        installer(&[("FORGE_FAKE", "install:updates")], 17, "it has been installing updates for", SHORT),
+        installer(&[("FORGE_FAKE", "install:stays")], 17, "ago that it shuts down, and the machine", SHORT),
+        installer(&[("FORGE_FAKE", "install:starved")], 17, "Killed process 812", SHORT),
+        installer(&[("FORGE_FAKE", "install:again")], 13, "fetched the answers once more", SHORT),
+    ]);
+}
+
+#[test]
+fn what_the_installer_fails_at_is_explained() {
+    each_happens(&[
+        installer(&[("FORGE_FAKE", "install:refuses")], 13, "correct what it names", &[]),
+        installer(&[("FORGE_FAKE", "install:mirror")], 13, "`apt.mirror-selection` and `proxy`", &[]),
+        installer(&[("FORGE_FAKE", "install:disk")], 13, "`match: {size: largest}`", &[]),
+        installer(&[("FORGE_FAKE", "install:package")], 13, "qemu-guest-agent is in `universe`", &[]),
+        installer(&[("FORGE_FAKE", "install:command")], 13, "the `late-commands` from 0", &[]),
     ]);
 }
 

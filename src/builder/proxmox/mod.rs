@@ -47,7 +47,7 @@ use self::site::{Site, failed};
 use self::survey::Wish;
 use self::vm::{OwnVm, Purpose};
 use super::guest::{Facts, Guest, title};
-use super::inputs::{ANSWERS, Prepared, prepare_seed};
+use super::inputs::{Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest, write};
 use super::prove::{self, Proven};
@@ -466,20 +466,17 @@ async fn install(
     cluster.start(vm).await?;
     let recorder = cluster.record(vm, folder.clone());
     step.worker(Worker::Guest);
-    let timeouts = &plan.definition.timeouts;
-    let limits = Limits {
-        fetch: (seed.transport == Transport::Http)
-            .then(|| cluster.patience.scaled(timeouts.fetch.duration())),
-        install: cluster.patience.scaled(timeouts.install.duration()),
-        address: seed.server.advertises().to_owned(),
-        answers: ANSWERS.to_owned(),
+    let limits = Limits::of(plan, cluster.patience, seed);
+    let watched = Watched {
+        end: Box::pin(end_of(vm)),
+        press_enter: &|| Box::pin(press_enter(vm)),
+        console: folder.join("serial.log"),
     };
-    let watched = Watched { end: Box::pin(end_of(vm)), press_enter: &|| Box::pin(press_enter(vm)) };
     let mut events = seed.events.lock().await;
     let result = install::watch(step, watched, &mut events, &limits).await;
     drop(recorder);
     step.worker(Worker::Node);
-    result.inspect_err(|_| show_console(step, &folder.join("serial.log")))
+    result
 }
 
 /// Takes the media out and the address of the answers away.

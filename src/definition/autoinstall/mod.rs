@@ -41,6 +41,32 @@ pub(crate) fn lint(yaml: &str) -> Vec<Finding> {
     findings
 }
 
+/// Tells whether a rendered autoinstall file has a package installed, by the installer, by the first boot or by a
+/// command. What is no YAML installs nothing.
+#[must_use]
+pub(crate) fn installs(yaml: &str, package: &str) -> bool {
+    let Ok(root) = tree::parse(yaml) else { return false };
+    let Some(autoinstall) = root.get("autoinstall") else { return false };
+    let user_data = autoinstall.get("user-data");
+    let lists = [autoinstall.get("packages"), user_data.and_then(|it| it.get("packages"))];
+    let is_listed = lists.into_iter().flatten().flat_map(Node::items).any(|it| it.text() == Some(package));
+    let commands = [autoinstall.get("late-commands"), user_data.and_then(|it| it.get("runcmd"))];
+    let is_installed = |command: &Node| {
+        let words = std::iter::once(command).chain(command.items()).filter_map(Node::text);
+        let words: Vec<_> = words.flat_map(str::split_whitespace).collect();
+        words.contains(&"install") && words.contains(&package)
+    };
+    is_listed || commands.into_iter().flatten().flat_map(Node::items).any(is_installed)
+}
+
+/// Tells whether the installer gives up where no mirror is usable, instead of going on without one.
+#[must_use]
+pub(crate) fn wants_mirror(yaml: &str) -> bool {
+    let root = tree::parse(yaml).ok();
+    let apt = root.as_ref().and_then(|root| root.get("autoinstall")?.get("apt"));
+    apt.and_then(|apt| apt.get("fallback")).and_then(Node::text) == Some("abort")
+}
+
 fn check_head(yaml: &str, findings: &mut Vec<Finding>) {
     if yaml.starts_with('\u{feff}') {
         findings.push(Finding::at(Position::START, "the file begins with a byte order mark: remove it"));

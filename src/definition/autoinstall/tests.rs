@@ -192,3 +192,29 @@ fn the_top_level_keys_are_the_installers() {
         assert!(shape::CLOUD_CONFIG.split(' ').any(|known| known == name), "{name}");
     }
 }
+
+#[test]
+fn what_a_file_installs_is_found() {
+    let other = GOOD.replace("qemu-guest-agent, ", "");
+    assert!(installs(GOOD, "qemu-guest-agent") && !installs(&other, "qemu-guest-agent"));
+    for (place, text) in [
+        ("user-data: {", "user-data: {packages: [qemu-guest-agent], "),
+        ("user-data: {", "user-data: {runcmd: [[apt-get, install, qemu-guest-agent]], "),
+        ("late-commands: [", "late-commands: [curtin in-target -- apt-get -y install qemu-guest-agent, "),
+    ] {
+        assert!(installs(&other.replace(place, text), "qemu-guest-agent"), "{text}");
+    }
+    for command in ["systemctl enable qemu-guest-agent", "apt-get install qemu-guest-agent-tools"] {
+        let text = other.replace("late-commands: [", &format!("late-commands: [{command}, "));
+        assert!(!installs(&text, "qemu-guest-agent"), "{command}");
+    }
+    assert!(!installs("[}", "x") && !installs("a: b", "x"));
+}
+
+#[test]
+fn whether_a_mirror_is_wanted_is_found() {
+    assert!(wants_mirror(GOOD));
+    for text in [&GOOD.replace("abort", "offline-install"), &GOOD.replace("fallback: abort, ", ""), "[}"] {
+        assert!(!wants_mirror(text), "{text}");
+    }
+}

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// From power-on until the installer fetches its answers.
+    /// From power-on until the installer fetches its answers; from there to its first report; and from when
+    /// the answers are applied until it begins to install.
     pub fetch: Timeout,
     /// From power-on until the installer has powered the machine off.
     pub install: Timeout,
