@@ -15,20 +15,9 @@ PREFIX = "forge="
 VOLUME = "/dev/disk/by-label/CIDATA"
 ON_VOLUME = "autoinstall.yaml"
 ANSWERS = "/autoinstall.yaml"
-CONSOLES = ("/dev/console", "/dev/tty1")
 PATIENCE = 15 * 60
 PAUSE = 2
 TIMEOUT = 10
-
-
-def tell(message):
-    print("forge:", message, flush=True)
-    for console in CONSOLES:
-        try:
-            with open(console, "w") as out:
-                out.write("forge: " + message + "\r\n")
-        except OSError:
-            pass
 
 
 def from_volume():

@@ -34,17 +34,25 @@ def state():
 
 def confirm():
     end = time.monotonic() + PATIENCE
+    said = None
     while time.monotonic() < end:
         try:
             now = state()
+            news = "the installer's state is " + str(now)
             if now == "NEEDS_CONFIRMATION":
-                if ask("POST", "/meta/confirm?tty=%22forge%22")[0] == 200:
-                    return
+                status = ask("POST", "/meta/confirm?tty=%22forge%22")[0]
+                if status == 200:
+                    return tell("the installer asked whether to go on, and was told to")
+                news = "the installer asks whether to go on, and answers HTTP status " + str(status)
             elif now not in BEFORE:
-                return
-        except (OSError, ValueError, http.client.HTTPException):
-            pass
+                return tell(news)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            news = "the installer's socket does not answer: " + (str(error) or type(error).__name__)
+        if news != said:
+            tell(news)
+            said = news
         time.sleep(1)
+    tell("giving up: the installer has not asked whether to go on")
 
 
 def detach():

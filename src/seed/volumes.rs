@@ -3,10 +3,10 @@
 use super::iso9660::{VolumeError, volume};
 
 /// The script that confirms the installation in place of a person.
-const CONFIRM: &str = include_str!("confirm.py");
+const CONFIRM: &str = concat!(include_str!("tell.py"), include_str!("confirm.py"));
 
 /// The script that puts the answers where the installer reads them again.
-const ANSWERS: &str = include_str!("answers.py");
+const ANSWERS: &str = concat!(include_str!("tell.py"), include_str!("answers.py"));
 
 /// What the serial number of a machine begins with when the answers' URL follows.
 ///

@@ -121,6 +121,7 @@ fn an_installer_that_fails_is_diagnosed() {
     let build = build(&["--var", "mirror=http://10.0.2.2:9/", "--out", &out.display().to_string()]);
     assert_eq!(build.exit_code, Some(13), "{}", build.stderr);
     assert!(build.stderr.contains("the installer failed in"), "{}", build.stderr);
+    assert!(build.stderr.contains("the mirror must answer in the guest's network"), "{}", build.stderr);
     let folder = build.folder();
     assert!(folder.join("install.png").exists(), "no screenshot of the console");
     assert!(folder.join("installer-logs").read_dir().is_ok_and(|mut logs| logs.next().is_some()));

@@ -17,7 +17,7 @@ fn the_stub_is_the_same_for_every_build() {
     let digest = Sha256::digest(stub_volume());
     let hex = format!("{:x}", bytes::Bytes::copy_from_slice(&digest));
     assert_eq!(
-        hex, "21a4aca15b22dbb66bf34113190bc946485e9213675f1a3e073ae6afeea65280",
+        hex, "8d6a87dd74336e69136b2cd1d6f46197c3c65b3f9310cf3f47a41f93d64b7ff0",
         "the stub changed: nodes that keep it must get it anew"
     );
 }
@@ -81,6 +81,9 @@ fn clones_get_what_proxmox_gives() {
     assert!(text(&config_drive).contains("\"content_path\": \"/content/0000\""));
 }
 
+/// The places that both scripts write to.
+const CONSOLES: &str = r#"("/dev/console", "/dev/tty1", "/dev/ttyS0")"#;
+
 /// Returns a script with its fixed places replaced by a test's own.
 fn moved(script: &str, places: &[(&str, &str)]) -> String {
     places.iter().fold(script.to_owned(), |script, (from, to)| {
@@ -104,7 +107,7 @@ fn answers_script(folder: &Path) -> String {
             ("\"/sys/class/dmi/id/product_serial\"", &at("serial")),
             ("\"/dev/disk/by-label/CIDATA\"", &at("volume")),
             ("\"/autoinstall.yaml\"", &at("autoinstall.yaml")),
-            ("(\"/dev/console\", \"/dev/tty1\")", &format!("({},)", at("console"))),
+            (CONSOLES, &format!("({},)", at("console"))),
             ("PAUSE = 2", "PAUSE = 0.01"),
             ("PATIENCE = 15 * 60", "PATIENCE = 0.2"),
         ],
@@ -230,8 +233,19 @@ fn installer(listener: UnixListener, answers: Vec<&'static str>) -> thread::Join
 }
 
 fn confirm_script(folder: &Path) -> String {
-    let socket = format!("\"{}\"", folder.join("socket").display());
-    moved(CONFIRM, &[("\"/run/subiquity/socket\"", &socket), ("time.sleep(1)", "time.sleep(0.01)")])
+    let at = |name: &str| format!("\"{}\"", folder.join(name).display());
+    let consoles = format!("({},)", at("console"));
+    std::fs::write(folder.join("console"), "").unwrap();
+    moved(
+        CONFIRM,
+        &[
+            ("\"/run/subiquity/socket\"", &at("socket")),
+            (CONSOLES, &consoles),
+            // A file is written anew each time, and a console not.
+            ("open(console, \"w\")", "open(console, \"a\")"),
+            ("time.sleep(1)", "time.sleep(0.01)"),
+        ],
+    )
 }
 
 #[test]
@@ -259,6 +273,48 @@ fn the_installation_is_confirmed_once_when_it_asks() {
     );
     let expected = [STATUS, STATUS, STATUS, STATUS, CONFIRMED, STATUS, CONFIRMED];
     assert_eq!(asked.join().unwrap(), expected);
+    let console = folder.path().join("console");
+    let told = "forge: the installer asked whether to go on, and was told to\r\n";
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let said = loop {
+        let said = std::fs::read_to_string(&console).unwrap();
+        if said.ends_with(told) {
+            break said;
+        }
+        assert!(Instant::now() < deadline, "{said}");
+        thread::sleep(Duration::from_millis(5));
+    };
+    for news in ["socket does not answer: ", "state is EARLY_COMMANDS", "state is WAITING", "status 503"] {
+        let lines = said.lines().filter(|line| line.contains(news));
+        assert!(lines.count() >= 1, "`{news}` is not in {said}");
+    }
+    assert!(said.lines().count() < 10, "a state is told once: {said}");
+}
+
+#[test]
+fn what_the_kernels_console_shows_is_not_told_there_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let [active, screen, port] = ["active", "screen", "ttyX"].map(|name| folder.path().join(name));
+    let script = moved(
+        include_str!("../tell.py"),
+        &[
+            (CONSOLES, &format!("({screen:?}, {port:?})")),
+            ("\"/sys/class/tty/console/active\"", &format!("{active:?}")),
+            ("\"/dev/\"", &format!("\"{}/\"", folder.path().display())),
+        ],
+    );
+    for (kernels, is_told) in [(Some("tty0 ttyX\n"), false), (Some("tty0\n"), true), (None, true)] {
+        for path in [&active, &screen, &port] {
+            drop(std::fs::remove_file(path));
+        }
+        if let Some(kernels) = kernels {
+            std::fs::write(&active, kernels).unwrap();
+        }
+        let output = python(&format!("{script}\ntell(\"x\")")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(std::fs::read_to_string(&screen).unwrap(), "forge: x\r\n");
+        assert_eq!(port.exists(), is_told, "{kernels:?}");
+    }
 }
 
 #[test]
