@@ -12,12 +12,14 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::Patience;
+use super::calls::Calls;
 use super::inputs::Prepared;
 use super::prove::{self, Identity};
 use crate::artifact::{self, CheckResult};
 use crate::check;
 use crate::communicator::{Communicator, Exec};
 use crate::definition::{CheckAt, Secret};
+use crate::diagnosis;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::{Plan, PlannedStep};
 use crate::provision::{self, ProvisionError};
@@ -80,15 +82,17 @@ impl Guest<'_> {
         let mut events = self.seed.events.lock().await;
         let result = tokio::select! {
             result = body(&cx) => result,
-            never = follow(&mut events, &self.seed.wake, step) => match never {},
+            never = follow(&mut events, &self.seed.calls, &self.seed.wake, step) => match never {},
         };
-        result.map_err(|error| {
+        drop(events);
+        let result = result.map_err(|error| {
             let kind = match error.kind() {
                 Kind::Guest => (self.fault)(),
                 other => other,
             };
             Failure::new(kind, error).hint("the whole output is in guest.log in the run's folder")
-        })
+        });
+        result.and_then(|()| self.seed.refuse_calls(diagnosis::Guest::Installed))
     }
 
     /// Makes the template's checks in the build's guest.
@@ -184,8 +188,14 @@ fn render(plan: &Plan, path: &Path) -> Result<String, Failure> {
 
 /// Notes what the guest fetches, and has its agent asked when it says that it runs, such as after a
 /// reboot; for as long as it is asked to.
-async fn follow(events: &mut UnboundedReceiver<ServerEvent>, wake: &Notify, step: &Step<'_>) -> Infallible {
+async fn follow(
+    events: &mut UnboundedReceiver<ServerEvent>,
+    calls: &Calls,
+    wake: &Notify,
+    step: &Step<'_>,
+) -> Infallible {
     while let Some(event) = events.recv().await {
+        calls.take(&event);
         match event {
             ServerEvent::Fetched { name, bytes, whole, .. } => {
                 let how = if whole { "fetched" } else { "began to fetch, and gave up on," };
@@ -247,10 +257,10 @@ mod tests {
         let (name, whole) = ("bulk/x".to_owned(), true);
         sender.send(ServerEvent::Fetched { name, bytes: 7, whole, peer }).unwrap();
         sender.send(ServerEvent::Ready { peer }).unwrap();
-        let wake = Notify::new();
+        let (calls, wake) = (Calls::default(), Notify::new());
         run.step("step:x", "title", Worker::Guest, async |step| {
             tokio::select! {
-                never = follow(&mut events, &wake, step) => match never {},
+                never = follow(&mut events, &calls, &wake, step) => match never {},
                 () = wake.notified() => {}
                 () = tokio::time::sleep(std::time::Duration::from_secs(1)) => panic!("nobody was woken"),
             }

@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Mutex, Notify};
 
+use super::calls::Calls;
 use super::workspace::{Workspace, write_whole};
 use crate::artifact;
 use crate::definition::{Transport, autoinstall};
@@ -155,6 +156,8 @@ pub(super) struct Prepared {
     pub(super) transport: Transport,
     /// What the answers ask for.
     pub(super) answers: Answers,
+    /// What the server has heard of the installed system.
+    pub(super) calls: Calls,
     /// Notified whenever the installed system says that its guest agent runs.
     pub(super) wake: Arc<Notify>,
     // Files stay on offer as long as these live.
@@ -214,6 +217,7 @@ pub(super) async fn prepare_seed(
         serial,
         transport,
         answers: asks,
+        calls: Calls::default(),
         wake: Arc::default(),
         _offers: offers,
     })

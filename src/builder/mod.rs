@@ -3,6 +3,7 @@
 //! What knows one kind of machine lies below its builder, [`qemu`] or [`proxmox`]. The rest knows a guest by its communicator alone: the work in it
 //! (`guest`), the proof by clones ([`prove`]), what goes in (`inputs`) and what is left (`manifest`).
 
+mod calls;
 mod guest;
 mod inputs;
 pub mod install;

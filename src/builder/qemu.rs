@@ -79,7 +79,7 @@ pub async fn build(
 
     let running = run
         .step("boot", "booting the installed system", Worker::Qemu, async |step| {
-            let running = boot(plan, &host, workspace, options, &disks, step).await?;
+            let running = boot(plan, &host, workspace, options, &disks, &seed, step).await?;
             install::check_marker(is_reported, &running.agent, step).await?;
             Ok(running)
         })

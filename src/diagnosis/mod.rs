@@ -147,6 +147,15 @@ impl Diagnosis {
     }
 }
 
+impl Diagnosis {
+    /// Returns a failure with this before its own words: it keeps its kind and its causes.
+    #[must_use]
+    pub fn explain(self, failure: Failure) -> Failure {
+        let explained = Failure { error: failure.error.context(self.error), hints: Vec::new(), ..failure };
+        self.hints.into_iter().chain(failure.hints).fold(explained, Failure::hint)
+    }
+}
+
 impl From<Diagnosis> for Failure {
     fn from(diagnosis: Diagnosis) -> Self {
         let failure = Self::new(diagnosis.kind, anyhow!(diagnosis.error));

@@ -12,6 +12,15 @@ pub enum Guest {
     Clone,
 }
 
+impl Guest {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Installed => "the installed system",
+            Self::Clone => "the clone",
+        }
+    }
+}
+
 /// What is known of a guest whose agent does not answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Silence<'a> {
@@ -23,8 +32,8 @@ pub struct Silence<'a> {
     pub answers: Answers,
     /// Whether the system has said to forge that its agent runs.
     pub called: bool,
-    /// What only an installer asks for, and was asked for meanwhile.
-    pub asked: &'a [String],
+    /// Whether the answers were fetched meanwhile, which only an installer does.
+    pub installs: bool,
     /// The last lines of the machine's serial port.
     pub console: &'a [String],
 }
@@ -45,15 +54,11 @@ const NOT_BOOTED: [&str; 8] = [
 #[must_use]
 pub fn diagnose_silence(it: &Silence<'_>) -> Diagnosis {
     const MORE_TIME: &str = "more time: `timeouts.boot`, or `timeout_factor` in the builder profile";
-    let who = match it.guest {
-        Guest::Installed => "the installed system",
-        Guest::Clone => "the clone",
-    };
-    let new = |cause, error: &str| Diagnosis::new(cause, it.kind, format!("{who} {error}"));
-    if let Some(name) = it.asked.last() {
+    let new = |cause, error: &str| Diagnosis::new(cause, it.kind, format!("{} {error}", it.guest.words()));
+    if it.installs {
         let error =
-            format!("did not bring its guest agent up, and {name} was asked for: the installer runs again");
-        return new(Cause::InstalledAgain, &error)
+            "did not bring its guest agent up, and the answers were fetched again: the installer runs";
+        return new(Cause::InstalledAgain, error)
             .hint("the medium was booted instead of the disk: look for `boot` in `[machine.pve]`")
             .hint(
                 "its disk may hold nothing that boots: an installation under BIOS does not start under \
@@ -123,10 +128,7 @@ pub fn not_installed(marker: &str) -> Diagnosis {
 /// Returns the diagnosis of a system that asks for what only an installer needs.
 #[must_use]
 pub fn address_kept(guest: Guest, asked: &[String]) -> Diagnosis {
-    let who = match guest {
-        Guest::Installed => "the installed system",
-        Guest::Clone => "the clone",
-    };
+    let who = guest.words();
     let what = asked.first().map_or("the answers", String::as_str);
     let error = format!(
         "{who} asked forge for {what}: it has kept the address of its build, and so would each clone, at \
@@ -153,7 +155,7 @@ mod tests {
             kind: Kind::Deadline,
             answers: Answers { report: true, call: true, install_agent: true, want_mirror: true },
             called: false,
-            asked: &[],
+            installs: false,
             console: &[],
         }
     }
@@ -178,9 +180,8 @@ mod tests {
         assert_says(&it, Cause::AgentMissing, "nothing in the answers installs one", "`qemu-guest-agent`");
         let it = Silence { called: true, ..silence() };
         assert_says(&it, Cause::AgentOutOfReach, "says that its guest agent runs", "a port of the machine");
-        let asked = ["autoinstall.yaml".to_owned()];
-        let it = Silence { asked: &asked, ..silence() };
-        assert_says(&it, Cause::InstalledAgain, "autoinstall.yaml was asked for", "instead of the disk");
+        let it = Silence { installs: true, ..silence() };
+        assert_says(&it, Cause::InstalledAgain, "the answers were fetched again", "instead of the disk");
     }
 
     #[test]

@@ -29,7 +29,10 @@ const PROOF: &[&str] = &["proof.png", "proof/serial.log", "proof/qemu.log"];
 impl Fault<'_> {
     fn happens(&self) {
         let root = Root::new();
-        let ended = root.start(self.fakes, self.args).finish();
+        let notes = root.path("notes");
+        fs::create_dir(&notes).unwrap();
+        let fakes = [self.fakes, &[("FORGE_FAKE_NOTES", notes.to_str().unwrap())]].concat();
+        let ended = root.start(&fakes, self.args).finish();
         let what = format!("{:?} {:?}\n{}", self.fakes, self.args, ended.stderr);
         ended.assert_code(self.code);
         root.assert_nothing_runs(&[]);
@@ -225,16 +228,55 @@ fn what_the_installer_fails_at_is_explained() {
 }
 
 #[test]
+fn an_installed_system_that_is_not_heard_of_is_explained() {
+    let boot = |fakes, says| Fault {
+        fakes,
+        args: &["--var", "boot=1s"],
+        step: "boot",
+        code: 17,
+        says,
+        evidence: GUEST,
+    };
+    each_happens(&[
+        boot(&[("FORGE_FAKE", "guest:no-agent")], "the installer has installed the agent"),
+        boot(&[("FORGE_FAKE", "guest:unheard")], "says that its guest agent runs, and it is not reached"),
+        boot(&[("FORGE_FAKE", "guest:unbootable")], "its console says `[guest] No bootable device.`"),
+        boot(&[("FORGE_FAKE", "guest:reinstalls")], "the answers were fetched again: the installer runs"),
+        Fault {
+            step: "proof",
+            evidence: PROOF,
+            ..boot(&[("FORGE_FAKE", "proof:no-agent")], "sealing removed")
+        },
+    ]);
+}
+
+#[test]
+fn an_agent_that_nothing_installs_is_explained() {
+    let root = Root::new();
+    let answers = root.path("http/mini/autoinstall.yaml.j2");
+    let text = fs::read_to_string(&answers).unwrap();
+    fs::write(&answers, text.replace("  packages: [qemu-guest-agent]\n", "")).unwrap();
+    let ended = root.start(&[("FORGE_FAKE", "guest:no-agent")], &["--var", "boot=1s"]).finish();
+    ended.assert_code(17);
+    assert!(ended.stderr.contains("nothing in the answers installs one"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("add `qemu-guest-agent` to `packages`"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_system_that_still_asks_for_its_answers_is_no_template() {
+    each_happens(&[Fault {
+        fakes: &[("FORGE_FAKE", "guest:asks")],
+        args: &[],
+        step: "boot",
+        code: 15,
+        says: "the installed system asked forge for meta-data",
+        evidence: GUEST,
+    }]);
+}
+
+#[test]
 fn the_guest_fails() {
     each_happens(&[
-        Fault {
-            fakes: &[("FORGE_FAKE", "guest:no-agent")],
-            args: &["--var", "boot=1s"],
-            step: "boot",
-            code: 17,
-            says: "guest agent",
-            evidence: GUEST,
-        },
         Fault {
             fakes: &[],
             args: &["--var", "fault=step"],

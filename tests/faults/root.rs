@@ -42,6 +42,7 @@ autoinstall:
     hostname: mini
     username: odin
     password: "*"
+  packages: [qemu-guest-agent]
   reporting:
     forge:
       type: webhook

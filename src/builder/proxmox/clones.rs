@@ -16,14 +16,16 @@ use super::marks::State;
 use super::site::{failed, server_now};
 use super::vm::{OwnVm, Purpose};
 use super::{Cluster, silence, text};
+use crate::builder::calls::explain_silence;
 use crate::builder::prove::outside;
 use crate::builder::prove::seed::{Addressing, CloneSeed};
 use crate::builder::prove::{Limits, Prover, Reached, Running, Shape};
 use crate::builder::workspace::Workspace;
-use crate::builder::{Patience, machine_folder, show_console};
+use crate::builder::{Patience, machine_folder};
 use crate::communicator::GuestAgent;
 use crate::communicator::pve_agent::PveAgent;
 use crate::definition::{CloudInitDrive, Contract};
+use crate::diagnosis::Guest;
 use crate::event::Worker;
 use crate::failure::{Failure, Kind};
 use crate::pve::property::{Properties, parse_size};
@@ -366,10 +368,9 @@ impl Running for Clone<'_> {
         step: &'a Step<'a>,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            self.agent.wait_until_ready(limit).await.map_err(|error| {
-                show_console(step, &self.folder.join("serial.log"));
-                silence(error)
-                    .hint("the clone did not bring its guest agent up: see its pictures and serial log")
+            let ready = self.agent.wait_until_ready(limit).await;
+            ready.map_err(|error| {
+                explain_silence(silence(error), Guest::Clone, None, step, &self.folder.join("serial.log"))
             })
         })
     }

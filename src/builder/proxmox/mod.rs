@@ -46,16 +46,18 @@ use self::process::Process;
 use self::site::{Site, failed};
 use self::survey::Wish;
 use self::vm::{OwnVm, Purpose};
+use super::calls::{Calls, explain_silence};
 use super::guest::{Facts, Guest, title};
 use super::inputs::{Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest, write};
 use super::prove::{self, Proven};
 use super::workspace::{Staging, Workspace, remove};
-use super::{BuildOptions, Keeper, Patience, ProveOptions, Target, machine_folder, show_console};
+use super::{BuildOptions, Keeper, Patience, ProveOptions, Target, machine_folder};
 use crate::artifact::{self, CheckResult};
 use crate::communicator::pve_agent::PveAgent;
 use crate::definition::{Contract, ProxmoxProfile, Transport};
+use crate::diagnosis;
 use crate::event::{Event, Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
@@ -126,7 +128,6 @@ pub async fn build(
         .await?;
 
     let (mut checks, facts) = work(&cluster, workspace, &own, &seed, is_reported, run).await?;
-    seed.server.stop().await;
 
     own.renew();
     let draft = Draft::new(&cluster, &staging, facts.packages.len());
@@ -140,6 +141,9 @@ pub async fn build(
     checks.extend(results);
     let place = run
         .step("candidate", "marking the template as proven", Worker::Node, async |step| {
+            seed.refuse_calls(diagnosis::Guest::Clone)?;
+            // Not before: a clone that asks for the installer's answers is heard.
+            seed.server.stop().await;
             cluster.mark_as_proven(&own, &draft, &checks, step).await
         })
         .await?;
@@ -508,18 +512,15 @@ async fn boot(
     let mut events = seed.events.lock().await;
     let ready = tokio::select! {
         ready = agent.wait_until_ready(deadline) => ready,
-        never = wake_when_ready(&mut events, agent.wake(), step) => match never {},
+        never = wake_when_ready(&mut events, &seed.calls, agent.wake(), step) => match never {},
     };
+    drop(events);
     ready.map_err(|error| {
-        show_console(step, &folder.join("serial.log"));
-        silence(error)
-            .hint(
-                "the installed system did not bring its guest agent up: see the pictures and the serial log",
-            )
-            .hint("is qemu-guest-agent among the packages of the autoinstall file?")
-            .hint("more time: `timeouts.boot`, or `timeout_factor` in the builder profile")
+        let console = folder.join("serial.log");
+        explain_silence(silence(error), diagnosis::Guest::Installed, Some(seed), step, &console)
     })?;
     step.note(format!("guest agent answers after {}", human_duration(started.elapsed())));
+    seed.refuse_calls(diagnosis::Guest::Installed)?;
     Ok((agent, recorder))
 }
 
@@ -537,10 +538,12 @@ fn silence(error: crate::communicator::CommunicatorError) -> Failure {
 /// Has the agent asked as soon as the guest says that it runs.
 async fn wake_when_ready(
     events: &mut UnboundedReceiver<ServerEvent>,
+    calls: &Calls,
     wake: &Notify,
     step: &Step<'_>,
 ) -> std::convert::Infallible {
     while let Some(event) = events.recv().await {
+        calls.take(&event);
         if matches!(event, ServerEvent::Ready { .. }) {
             step.note("the guest says that its agent runs");
             wake.notify_waiters();

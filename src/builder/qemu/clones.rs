@@ -12,13 +12,15 @@ use tokio::time::Instant;
 
 use super::host::{Host, Launch};
 use super::machine::silence;
+use crate::builder::calls::explain_silence;
 use crate::builder::prove::seed::{Addressing, CloneSeed, network};
 use crate::builder::prove::{Limits, Prover, Reached, Running, Shape};
 use crate::builder::workspace::{Workspace, remove};
-use crate::builder::{Patience, machine_folder, show_console};
+use crate::builder::{Patience, machine_folder};
 use crate::communicator::GuestAgent;
 use crate::communicator::socket_agent::SocketAgent;
 use crate::definition::{CloudInitDrive, Contract, DiskFormat, Machine as Hardware};
+use crate::diagnosis::Guest;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
 use crate::qemu::spec::{Boot, Forward, OnReset, UserNet};
@@ -248,8 +250,10 @@ impl Running for Clone<'_> {
         step: &'a Step<'a>,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            let ready = self.agent.wait_until_ready(limit).await;
-            ready.kind(silence(&self.machine)).inspect_err(|_| show_console(step, self.machine.serial_log()))
+            let ready = self.agent.wait_until_ready(limit).await.kind(silence(&self.machine));
+            ready.map_err(|failure| {
+                explain_silence(failure, Guest::Clone, None, step, self.machine.serial_log())
+            })
         })
     }
 

@@ -7,10 +7,13 @@ use std::time::Duration;
 use anyhow::anyhow;
 
 use super::host::{Host, Launch};
+use crate::builder::calls::explain_silence;
+use crate::builder::inputs::Prepared;
 use crate::builder::workspace::Workspace;
-use crate::builder::{BuildOptions, Kept, install, machine_folder, show_console};
+use crate::builder::{BuildOptions, Kept, install, machine_folder};
 use crate::communicator::socket_agent::SocketAgent;
 use crate::definition::DiskFormat;
+use crate::diagnosis;
 use crate::event::{Worker, human_duration};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
@@ -100,6 +103,7 @@ pub(super) async fn boot(
     workspace: &Workspace,
     options: &BuildOptions,
     disks: &[(PathBuf, DiskFormat)],
+    seed: &Prepared,
     step: &Step<'_>,
 ) -> Result<Running, Failure> {
     let folder = machine_folder(workspace, "guest")?;
@@ -125,18 +129,10 @@ pub(super) async fn boot(
     let started = tokio::time::Instant::now();
     let deadline = host.patience().scaled(plan.definition.timeouts.boot.duration());
     agent.wait_until_ready(deadline).await.kind(silence(&machine)).map_err(|failure| {
-        show_console(step, machine.serial_log());
-        match failure.kind {
-            Kind::Deadline => failure
-                .hint(
-                    "the installed system did not bring its guest agent up: see guest.png and the serial log",
-                )
-                .hint("is qemu-guest-agent among the packages of the autoinstall file?")
-                .hint("more time: `timeouts.boot`"),
-            _ => failure,
-        }
+        explain_silence(failure, diagnosis::Guest::Installed, Some(seed), step, machine.serial_log())
     })?;
     step.note(format!("guest agent answers after {}", human_duration(started.elapsed())));
+    seed.refuse_calls(diagnosis::Guest::Installed)?;
     Ok(Running { machine, agent, undo })
 }
 
