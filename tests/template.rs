@@ -272,7 +272,7 @@ fn what_a_user_sets_arrives_in_steps_and_checks() {
 
 /// Returns the shell scripts that run in guests.
 fn scripts() -> Vec<PathBuf> {
-    let mut scripts: Vec<_> = ["hardening", "src/provision/guest"]
+    let mut scripts: Vec<_> = ["hardening", "src/provision/guest", "src/diagnosis"]
         .into_iter()
         .flat_map(|folder| fs::read_dir(root().join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
@@ -373,6 +373,7 @@ fn checks_hold_in_the_build_and_again_in_the_proof() {
         }
     }
     let expected = [
+        "boot waits for no network",
         "clone's key is accepted for the user",
         "cloud-init is done",
         "cloud-init is on",

@@ -1,16 +1,19 @@
 //! Why an unattended installation failed, as far as forge can know it: from facts to a cause and a next step.
 //!
 //! ```text
-//!   what was fetched, reported, seen on the console ─► Installation ─┐
-//!   what the installed system, or a clone, said  ───► Silence       ─┴─► Diagnosis: cause, facts, hints ─► Failure
+//!   what was fetched, reported, and seen on the console ──► Installation ─┐
+//!   what the installed system, or a clone, said for itself ──► Silence ───┴─► Diagnosis: facts, hints ─► Failure
+//!   what a look into a clone shows ──► Symptoms ──► what the findings that do not hold are explained by
 //! ```
 //!
 //! Plain data and rules: whoever watches a machine collects the facts. A [`Diagnosis`] tells facts first, and
-//! then what they likely mean, the likeliest first.
+//! then what they likely mean, the likeliest first. `docs/failures.md` has a row for each [`Cause`].
 
+mod clone;
 mod installation;
 mod system;
 
+pub use clone::{Explanation, LOOK, Symptoms, explain};
 pub use installation::{Fetched, Installation, Trouble, diagnose};
 pub use system::{Guest, Silence, address_kept, diagnose_silence, not_installed};
 
@@ -31,7 +34,7 @@ const LET_IT_TELL: &str =
 /// Declares the causes, each with its name.
 macro_rules! causes {
     ($($(#[doc = $symptom:literal])+ $cause:ident = $name:literal,)+) => {
-        /// Why something failed. Each says how it shows.
+        /// Why something failed. Each says how it shows; `docs/failures.md` names each, with what to do.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Cause {
             $($(#[doc = $symptom])+ $cause,)+
@@ -101,6 +104,34 @@ causes! {
     AddressKept = "address-kept",
     /// The clone's guest agent never answers, though the template's did.
     CloneSilent = "clone-silent",
+    /// The clone has nothing of its drive: cloud-init does not run.
+    CloudInitOff = "cloud-init-off",
+    /// The clone has nothing of its drive: there is none.
+    NoDriveSeen = "no-drive-seen",
+    /// The clone has nothing of its drive: the installer's settings tell cloud-init to look nowhere.
+    InstallerSettingsLeft = "installer-settings-left",
+    /// The clone has no network, or another than its drive says, because it brought one along.
+    NetworkLeft = "network-left",
+    /// The clone has nothing of its drive: cloud-init took another data source.
+    OtherDataSource = "other-data-source",
+    /// cloud-init ended with an error.
+    CloudInitFailed = "cloud-init-failed",
+    /// The clone has no address, though cloud-init took its drive.
+    NetworkDown = "network-down",
+    /// Clones share a machine-id, hence a DHCP lease; or a host key.
+    IdentityShared = "identity-shared",
+    /// No SSH server listens in the clone.
+    SshDown = "ssh-down",
+    /// The clone's SSH server listens on another port.
+    SshElsewhere = "ssh-elsewhere",
+    /// The clone's user does not have the key of the drive.
+    KeysNotTaken = "keys-not-taken",
+    /// The clone's root file system has the template's size.
+    DiskNotGrown = "disk-not-grown",
+    /// The clone's first boot stands still for two minutes.
+    NetworkWaitedFor = "network-waited-for",
+    /// The console password is refused in the clone.
+    PasswordLocked = "password-locked",
 }
 
 /// What the answers ask for, as far as it matters when something fails.
@@ -180,8 +211,7 @@ fn memory_ran_out(console: &[String]) -> Option<&str> {
 
 fn more_memory(mib: u32) -> String {
     format!(
-        "the machine has {mib} MiB of memory, and the installer is at ease with {MEMORY_AT_EASE}: \
-         `machine.memory_mib`"
+        "the machine has {mib} MiB of memory, and the installer is at ease with {MEMORY_AT_EASE}: `machine.memory_mib`"
     )
 }
 

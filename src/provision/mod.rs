@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use script::{Script, script};
-pub(crate) use transfer::parse_base64;
 pub use transfer::{Bulk, Content, Feed, Offer};
 
 use crate::communicator::{Communicator, CommunicatorError};

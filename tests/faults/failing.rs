@@ -243,7 +243,7 @@ fn an_installed_system_that_is_not_heard_of_is_explained() {
         boot(&[("FORGE_FAKE", "guest:unbootable")], "its console says `[guest] No bootable device.`"),
         boot(&[("FORGE_FAKE", "guest:reinstalls")], "the answers were fetched again: the installer runs"),
         Fault {
-            step: "proof",
+            step: "prove:proof",
             evidence: PROOF,
             ..boot(&[("FORGE_FAKE", "proof:no-agent")], "sealing removed")
         },
@@ -328,10 +328,50 @@ fn the_guest_fails() {
     ]);
 }
 
+/// A fault of the clone.
+fn proof<'a>(fakes: &'a [(&'a str, &'a str)], args: &'a [&'a str], says: &'a str) -> Fault<'a> {
+    Fault { fakes, args, step: "prove:proof", code: 15, says, evidence: PROOF }
+}
+
+#[test]
+fn a_clone_that_does_not_take_its_drive_is_explained() {
+    each_happens(&[
+        proof(
+            &[("FORGE_FAKE", "proof:cloud-init-off")],
+            &[],
+            "off, because /etc/cloud/cloud-init.disabled is",
+        ),
+        proof(&[("FORGE_FAKE", "proof:no-drive")], &[], "no cloud-init drive is seen"),
+        proof(
+            &[("FORGE_FAKE", "proof:settings-left")],
+            &[],
+            "/etc/cloud/cloud.cfg.d/99-installer.cfg is left",
+        ),
+        proof(&[("FORGE_FAKE", "proof:other-source")], &[], "cloud-init took the data source none"),
+        proof(
+            &[("FORGE_FAKE", "proof:cloud-init-error")],
+            &[],
+            "in scripts-user; what cloud-init says of it",
+        ),
+        proof(&[("FORGE_FAKE", "proof:no-key")], &[], "is not in odin's authorized_keys"),
+        proof(&[], &["--var", "fault=unsealed"], "the seal has to empty /etc/machine-id"),
+    ]);
+}
+
+#[test]
+fn a_clone_that_is_not_reached_or_not_grown_is_explained() {
+    each_happens(&[
+        proof(&[("FORGE_FAKE", "proof:network-left")], &[], "/etc/netplan/00-installer.yaml is left"),
+        proof(&[("FORGE_FAKE", "proof:no-address")], &[], "it has none; cloud-init took the drive, and the"),
+        proof(&[("FORGE_FAKE", "proof:no-sshd")], &[], "no SSH server listens: is ssh.socket or ssh.service"),
+        proof(&[("FORGE_FAKE", "proof:ssh-port")], &[], "SSH listens on port 22 and not on 2222"),
+        proof(&[("FORGE_FAKE", "proof:small")], &[], "a logical volume, which cloud-init does not grow"),
+        proof(&[("FORGE_FAKE", "proof:waits")], &[], "waited for an interface until it gave up"),
+    ]);
+}
+
 #[test]
 fn the_proof_fails() {
-    let proof =
-        |fakes, args, says| Fault { fakes, args, step: "prove:proof", code: 15, says, evidence: PROOF };
     each_happens(&[
         proof(&[("FORGE_FAKE", "proof:hostname")], &[], "the clone took its hostname"),
         proof(&[("FORGE_FAKE", "proof:password")], &[], "password logins are refused"),

@@ -45,13 +45,24 @@ fn with_console_password(root: &Root) {
     }
 }
 
-/// Builds with that hash, and makes sure that of the two checks the right one is made, in the build
-/// and again in the proof.
-fn build(root: &Root, hash: &str) -> Ended {
+/// Returns a hash that no other test has.
+fn hash(root: &Root) -> String {
+    let digits = sha256(root.secret.as_bytes());
+    format!("$6$rounds=5000$forge$../{digits}{}", &digits[..19])
+}
+
+/// Builds with that hash.
+fn start(root: &Root, hash: &str, fault: &str) -> Ended {
     with_console_password(root);
     // The stand-in's guest has no sudo to write rules for.
     let args = ["--var", "sudo_nopasswd=false"];
-    let ended = root.start(&[("FORGE_VAR_CONSOLE_PASSWORD_HASH", hash)], &args).finish();
+    root.start(&[("FORGE_VAR_CONSOLE_PASSWORD_HASH", hash), ("FORGE_FAKE", fault)], &args).finish()
+}
+
+/// Does so, and makes sure that of the two checks the right one is made, in the build and again in the
+/// proof.
+fn build(root: &Root, hash: &str) -> Ended {
+    let ended = start(root, hash, "");
     ended.assert_code(0);
     let manifest = root.assert_whole("mini");
     let checks = manifest["checks"].as_array().unwrap();
@@ -65,8 +76,7 @@ fn build(root: &Root, hash: &str) -> Ended {
 #[test]
 fn a_guest_has_the_console_password_and_nobody_sees_its_hash() {
     let root = Root::new();
-    let digits = sha256(root.secret.as_bytes());
-    let hash = format!("$6$rounds=5000$forge$../{digits}{}", &digits[..19]);
+    let hash = hash(&root);
     let (ended, lines) = watching_command_lines(|| build(&root, &hash));
     // Not its telling end either.
     let hidden = [hash.as_str(), &hash[20..]];
@@ -77,6 +87,18 @@ fn a_guest_has_the_console_password_and_nobody_sees_its_hash() {
     let manifest = root.assert_whole("mini");
     let shown = &manifest["variables"]["console_password_hash"];
     assert_eq!(*shown, serde_json::json!({"secret": true, "set": true}));
+}
+
+#[test]
+fn a_console_password_that_a_clone_locks_is_explained() {
+    let root = Root::new();
+    let ended = start(&root, &hash(&root), "proof:locked");
+    ended.assert_code(15);
+    assert!(
+        ended.stderr.contains("odin's password is locked: with `lock_passwd: false`"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

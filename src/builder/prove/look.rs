@@ -14,6 +14,7 @@ use crate::builder::{Patience, checks_at, record_findings};
 use crate::check::{self, Finding};
 use crate::communicator::{Communicator, CommunicatorError, Exec};
 use crate::definition::{CheckAt, CloudInitDrive};
+use crate::diagnosis::{self, Symptoms};
 use crate::event::human_duration;
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::Plan;
@@ -48,6 +49,12 @@ const SSH_PORT: u16 = 22;
 /// How far a clone's clock may be from this machine's.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(10);
 
+/// How much of a disk no partition may have, in bytes: partition tables and alignment.
+const UNUSED: u64 = 16 << 20;
+
+/// The part of a partition that its file system has for files at the least: ext4 keeps up to six percent.
+const FILE_SYSTEM: f64 = 0.93;
+
 /// Prints facts about the guest, a line each.
 const FACTS: &str = r#"
 echo "hostname $(hostname)"
@@ -56,7 +63,9 @@ ip -4 -o addr show scope global | while read -r _ name _ address rest; do
     echo "queues $(ls -d "/sys/class/net/$name/queues/rx-"* | wc -l)"
 done
 echo "size $(df -B1 --output=size / | tail -n 1)"
-echo "root $(findmnt -no SOURCE,FSTYPE / | tr -s ' ')"
+root=$(findmnt -no SOURCE /)
+echo "root $root"
+lsblk -bnro TYPE,SIZE "/dev/$(lsblk -snro NAME,TYPE "$root" | sed -n 's/ disk$//p' | head -n 1)" | sed 's/^/of-disk /'
 ip -4 route show default | sed 's/^/route /'
 servers=/run/systemd/resolve/resolv.conf
 [ -e "$servers" ] || servers=/etc/resolv.conf
@@ -203,20 +212,15 @@ impl Subject<'_> {
         let told = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
         findings.add(NO_FAILED_UNIT, names.is_empty(), &told);
         clock(facts.first("time"), asked, findings);
-        let (size, whole) = (facts.first("size").parse::<u64>().unwrap_or(0), self.shape.disk_bytes);
-        findings.add(
-            DISK,
-            // What ext4 keeps for itself is about two percent, and a boot partition may take another GiB.
-            size as f64 > 0.93 * whole.saturating_sub(1 << 30) as f64,
-            &format!("{} has {size} bytes on a disk of {whole}", facts.first("root")),
-        );
+        let (grew, detail) = growth(&facts, self.shape.disk_bytes);
+        findings.add(DISK, grew, &detail);
         Ok(())
     }
 
     fn network(&self, facts: &Facts<'_>, findings: &mut Findings<'_>) {
         let addresses = facts.all("address");
         let had = match addresses.as_slice() {
-            [] => "it has none: was the cloud-init drive seen, and is there a netplan file?".to_owned(),
+            [] => "it has none".to_owned(),
             some => format!("it has {}", some.join(", ")),
         };
         let (routes, servers) = (facts.all("route"), facts.all("server"));
@@ -348,6 +352,24 @@ fn clock(time: &str, asked: SystemTime, findings: &mut Findings<'_>) {
     findings.add(CLOCK, is_right, &format!("it is {} off at the most", human_duration(off)));
 }
 
+/// Tells whether partitions fill a disk of so many bytes, and the root file system the largest of them.
+fn growth(facts: &Facts<'_>, whole: u64) -> (bool, String) {
+    let size: u64 = facts.first("size").parse().unwrap_or(0);
+    let of_disk = facts.all("of-disk");
+    let partitions: Vec<u64> =
+        of_disk.iter().filter_map(|line| line.strip_prefix("part ")?.parse().ok()).collect();
+    let (used, largest) = match partitions.iter().max() {
+        Some(largest) => (partitions.iter().sum(), *largest),
+        None => (whole, whole),
+    };
+    let is_filled = used + UNUSED >= whole && size as f64 > FILE_SYSTEM * largest as f64;
+    let detail = format!(
+        "{} has {size} bytes on a disk of {whole}, of which partitions have {used}",
+        facts.first("root")
+    );
+    (is_filled, detail)
+}
+
 /// What [`FACTS`] printed.
 struct Facts<'a>(BTreeMap<&'a str, Vec<&'a str>>);
 
@@ -394,6 +416,24 @@ impl<'a> Findings<'a> {
     pub(super) fn not_proven(&mut self, names: &[&str], reason: &str) {
         self.step.not_proven(names, reason);
         self.not_proven.extend(names.iter().map(|name| ((*name).to_owned(), reason.to_owned())));
+    }
+
+    /// Says beside what does not hold why that is, as far as a look into the clone tells.
+    pub(super) async fn explain(&mut self, clone: &Subject<'_>) {
+        let failed: Vec<_> = (0..self.list.len()).filter(|at| !self.list[*at].passed).collect();
+        if failed.is_empty() {
+            return;
+        }
+        // Without an answer the findings stand as they are.
+        let look = Exec::new(["/bin/sh", "-c", diagnosis::LOOK, clone.user()]);
+        let Ok(output) = clone.guest().exec(&look).await else { return };
+        let symptoms = Symptoms::parse(&output.text());
+        let names: Vec<_> = failed.iter().map(|at| self.list[*at].name.as_str()).collect();
+        let ssh_port = clone.plan.definition.prove.ssh_port;
+        for explanation in diagnosis::explain(&names, &symptoms, clone.user(), ssh_port) {
+            let finding = &mut self.list[failed[explanation.of]];
+            finding.detail = format!("{}; {}", finding.detail, explanation.text);
+        }
     }
 
     /// Writes down what was found and returns it as an artifact has it.
@@ -445,5 +485,26 @@ fn describe(login: &Login) -> String {
         Login::Accepted(output) => format!("logged in: {}", output.replace('\n', ", ")),
         Login::Refused(methods) => format!("refused; the server offers {}", methods.join(", ")),
         Login::Stranger(reason) | Login::Failed(reason) => reason.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_file_system_fills_its_disk_or_not() {
+        const GIB: u64 = 1 << 30;
+        let filled = |parts: &[u64], size: u64| {
+            let parts: String = parts.iter().map(|size| format!("of-disk part {size}\n")).collect();
+            growth(&Facts::parse(&format!("size {size}\nof-disk disk {}\n{parts}", 24 * GIB)), 24 * GIB).0
+        };
+        let boot = GIB;
+        assert!(filled(&[24 * GIB - (2 << 20), 1 << 20], 23 * GIB));
+        assert!(filled(&[boot, 23 * GIB - (2 << 20)], 22 * GIB));
+        assert!(filled(&[], 23 * GIB), "a disk without partitions");
+        assert!(!filled(&[boot, 22 * GIB], 21 * GIB), "the partition did not grow");
+        assert!(!filled(&[boot, 23 * GIB], 20 * GIB), "the file system did not grow");
+        assert!(!filled(&[boot, 23 * GIB], 11 * GIB), "a logical volume did not grow");
     }
 }

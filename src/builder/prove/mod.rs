@@ -400,6 +400,7 @@ impl<'a> Proof<'a> {
         if phase == Phase::FirstBoot && self.shape.contract.drive == CloudInitDrive::NoCloud {
             subject.template_checks(&mut findings).await?;
         }
+        findings.explain(&subject).await;
         findings.into_results()
     }
 
@@ -463,7 +464,9 @@ impl<'a> Proof<'a> {
         guest.wait_for_reboot(&boot, self.boot_limit()).await.kind(Kind::Guest)?;
         let after = human_duration(started.elapsed());
         findings.add(REBOOT, true, &format!("it is back after {after}"));
-        self.subject(seed, running).later_boot(before, started, &mut findings).await?;
+        let subject = self.subject(seed, running);
+        subject.later_boot(before, started, &mut findings).await?;
+        findings.explain(&subject).await;
         results.extend(findings.into_results()?);
         Ok(())
     }
@@ -486,7 +489,9 @@ impl<'a> Proof<'a> {
             let started = Instant::now();
             running.start_again(&seed).await?;
             self.wait_until_ready(running, self.name(), started).await?;
-            self.subject(&seed, running).later_boot(before, started, &mut findings).await?;
+            let subject = self.subject(&seed, running);
+            subject.later_boot(before, started, &mut findings).await?;
+            findings.explain(&subject).await;
         }
         results.extend(findings.into_results()?);
         Ok(())
