@@ -12,8 +12,8 @@
 //!                                   └─► events ─► report (terminal | lines | JSON)
 //! ```
 //!
-//! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`]) are plain data and
-//! rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
+//! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`], [`diagnosis`]) are plain
+//! data and rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
 //! Work ([`builder`], [`provision`], [`check`], [`run`], [`report`]) uses both.
 
 pub mod artifact;

@@ -1,4 +1,5 @@
-//! What issue 2 promises in its sections 4 to 9, held against the tests that keep it.
+//! What issue 2 promises in its sections 4 to 9, held against the tests that keep it; and what
+//! `docs/failures.md` says of failures, held against the tests that provoke them and forge's own words.
 //!
 //! `tests/promises.toml` names for each promise the tests that fail when it is broken, and the named
 //! checks of the end-to-end build that show it in a real guest. Here is seen to it that all of them
@@ -11,6 +12,7 @@ use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::str::Chars;
 
+use forge::diagnosis::Cause;
 use serde::Deserialize;
 
 const SECTIONS: [&str; 6] = ["4", "5", "6", "7", "8", "9"];
@@ -339,6 +341,101 @@ fn every_promise_names_tests_that_exist() {
     for (promise, gap) in gaps {
         println!("  §{} {}\n     {gap}", promise.section, promise.text);
     }
+}
+
+/// A row of a table in `docs/failures.md`, by the heads of its columns.
+type Row = Vec<(String, String)>;
+
+fn rows(markdown: &str) -> Vec<Row> {
+    let cells =
+        |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let (mut heads, mut found) = (Vec::new(), Vec::new());
+    for line in markdown.lines() {
+        match (line.starts_with('|'), heads.is_empty()) {
+            (false, _) => heads.clear(),
+            (true, true) => heads = cells(line),
+            (true, false) if line.starts_with("|---") => {}
+            (true, false) => found.push(heads.iter().cloned().zip(cells(line)).collect()),
+        }
+    }
+    found
+}
+
+/// Returns all the texts in forge's own source, tests left out, each on one line.
+fn words_of_forge() -> Vec<String> {
+    let mut found = Vec::new();
+    for path in rust_files(&root().join("src")) {
+        let source = fs::read_to_string(&path).unwrap();
+        let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+        found.extend(tokens(source).into_iter().filter_map(|token| match token {
+            Token::Text(text) => Some(text.split_whitespace().collect::<Vec<_>>().join(" ")),
+            _ => None,
+        }));
+    }
+    found
+}
+
+fn wrong_rows(rows: &[Row], tests: &BTreeSet<String>, words: &[String]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut missing: BTreeSet<_> = Cause::ALL.iter().map(|cause| cause.name()).collect();
+    for row in rows {
+        let cell = |head: &str| row.iter().find(|(it, _)| it == head).map(|(_, cell)| cell.as_str());
+        let mut say = |what: String| wrong.push(format!("`{}`: {what}", row[0].1));
+        if let Some(name) = cell("name").map(|name| name.trim_matches('`'))
+            && !missing.remove(name)
+        {
+            say(format!("`{name}` is no cause, or is there twice"));
+        }
+        let named: Vec<_> = cell("tests").unwrap_or_default().split('`').skip(1).step_by(2).collect();
+        if named.is_empty() {
+            say("no test provokes it".to_owned());
+        }
+        for test in named {
+            if !["fast", "e2e"].iter().any(|tier| tests.contains(&format!("{tier}: {test}"))) {
+                say(format!("there is no test `{test}`"));
+            }
+        }
+        let said = cell("forge says").unwrap_or_default().split('…').map(str::trim);
+        for part in said.filter(|part| part.len() > 1 && !words.iter().any(|text| text.contains(part))) {
+            say(format!("forge does not say `{part}`"));
+        }
+    }
+    wrong.extend(missing.iter().map(|name| format!("`{name}` has no row")));
+    wrong
+}
+
+#[test]
+fn each_cause_of_a_failure_has_its_row_and_each_row_its_test() {
+    let rows = rows(&fs::read_to_string(root().join("docs/failures.md")).unwrap());
+    assert!(rows.len() > 50, "only {} rows are found", rows.len());
+    let wrong = wrong_rows(&rows, &tests_of(root()), &words_of_forge());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn bad_rows_are_refused() {
+    let tests = ["fast: a::x".to_owned(), "e2e: y".to_owned()].into();
+    let words = ["nothing came from {address} within {}".to_owned()];
+    let wrong = |line: &str| {
+        let text =
+            format!("text\n\n| what | forge says | name | tests |\n|---|---|---|---|\n{line}\n\n| no |");
+        let wrong = wrong_rows(&rows(&text), &tests, &words);
+        wrong.into_iter().filter(|it| !it.ends_with("has no row")).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(wrong("| w | nothing came from … within … | `not-confirmed` | `a::x` `y` |"), "");
+    for (line, expected) in [
+        ("| w | nothing came to … | `not-confirmed` | `y` |", "`w`: forge does not say `nothing came to`"),
+        ("| w | … | `unheard-of` | `y` |", "`w`: `unheard-of` is no cause, or is there twice"),
+        ("| w | … | `not-confirmed` | `a::z` |", "`w`: there is no test `a::z`"),
+        ("| w | … | `not-confirmed` | by hand |", "`w`: no test provokes it"),
+        (
+            "| w | … | `not-confirmed` | `y` |\n| v | … | `not-confirmed` | `y` |",
+            "`v`: `not-confirmed` is no cause, or is there twice",
+        ),
+    ] {
+        assert_eq!(wrong(line), expected, "{line}");
+    }
+    assert_eq!(wrong_rows(&[], &tests, &words).len(), Cause::ALL.len());
 }
 
 #[test]

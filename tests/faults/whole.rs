@@ -100,6 +100,15 @@ fn no_secret_and_no_token_is_ever_seen() {
 }
 
 #[test]
+fn remarks_of_cloud_init_are_no_error() {
+    let root = Root::new();
+    let ended = root.start(&[("FORGE_FAKE", "proof:cloud-init-remarks")], &[]).finish();
+    ended.assert_code(0);
+    assert!(ended.stdout.contains("status: done, with remarks"), "{}", ended.stdout);
+    root.assert_whole("mini");
+}
+
+#[test]
 fn several_builds_at_once_do_not_meet() {
     let root = Root::new();
     let mut command = root.command(&["mini", "maxi"]);
