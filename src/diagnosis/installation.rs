@@ -12,6 +12,14 @@ const PICTURE: &str = "the picture of its screen in the run's folder";
 
 const MORE_TIME: &str = "more time: `timeouts.install`";
 
+/// What the stub says of its way to the answers (`seed/answers.py`).
+const OF_THE_FETCH: [&str; 4] = [
+    "forge: fetching the answers",
+    "has not answered yet",
+    "forge: giving up on",
+    "serial number carries no url",
+];
+
 /// The stage, as [`crate::seed::installer`] calls it, that a mirror makes slow.
 const UPDATES: &str = "installing updates";
 
@@ -95,7 +103,10 @@ pub fn diagnose(it: &Installation<'_>) -> Diagnosis {
         Trouble::Panicked(words) if it.memory_mib < MEMORY_AT_EASE => it.ended(Cause::MemoryTooSmall, words),
         Trouble::Panicked(words) | Trouble::Ended(words) => it.ended(Cause::EndedEarly, words),
         Trouble::Died(words) => {
-            Diagnosis::new(Cause::MachineDied, Kind::Infrastructure, format!("{words} {}", it.during()))
+            Diagnosis::new(Cause::MachineDied, Kind::Infrastructure, format!("{words} {}", it.during())).hint(
+                "it is not the guest that ended, but what runs it: look at qemu.log in the run's folder or at the \
+                 node's log, at space on its disks and at its memory",
+            )
         }
     }
 }
@@ -103,7 +114,7 @@ pub fn diagnose(it: &Installation<'_>) -> Diagnosis {
 impl Installation<'_> {
     fn not_fetched(&self, waited: Duration) -> Diagnosis {
         let address = self.address.unwrap_or("forge");
-        let told = line_with(self.console, &["forge: "]);
+        let told = line_with(self.console, &OF_THE_FETCH);
         let error = format!(
             "nothing fetched the installer's answers from {address} within {}{}{}",
             human_duration(waited),
@@ -493,7 +504,11 @@ mod tests {
 
     #[test]
     fn what_the_stub_says_on_the_console_counts_more_than_guesses() {
-        let console = ["[ 12.1] login", "forge: 10.0.2.2:8000 has not answered yet (attempt 10): timed out"];
+        let console = [
+            "forge: fetching the answers from 10.0.2.2:8000",
+            "forge: 10.0.2.2:8000 has not answered yet (attempt 10): timed out",
+            "forge: the installer's state is EARLY_COMMANDS",
+        ];
         let console = console.map(str::to_owned);
         let it = Installation { console: &console, ..dark(Trouble::NotFetched(MINUTE)) };
         let says = "`forge: 10.0.2.2:8000 has not answered yet (attempt 10): timed out`";
@@ -638,8 +653,14 @@ mod tests {
         let it = Installation { reboots: true, ..busy(reset, "shutting down") };
         assert_says(&it, Cause::Rebooted, Kind::Guest, "rebooted at its end", &["shutdown: poweroff"]);
         let died = Trouble::Died("QEMU crashed");
+        assert_says(
+            &dark(died),
+            Cause::MachineDied,
+            Kind::Infrastructure,
+            "QEMU crashed",
+            &["space on its disks"],
+        );
         let found = diagnose(&dark(died));
-        assert_eq!((found.cause, found.kind), (Cause::MachineDied, Kind::Infrastructure));
         assert_eq!(found.error, "QEMU crashed before anything was fetched");
         let it = Installation { address: None, ..dark(died) };
         assert_eq!(diagnose(&it).error, "QEMU crashed before the installer reported anything");
