@@ -496,8 +496,9 @@ mod tests {
     fn a_root_file_system_fills_its_disk_or_not() {
         const GIB: u64 = 1 << 30;
         let filled = |parts: &[u64], size: u64| {
-            let parts: String = parts.iter().map(|size| format!("of-disk part {size}\n")).collect();
-            growth(&Facts::parse(&format!("size {size}\nof-disk disk {}\n{parts}", 24 * GIB)), 24 * GIB).0
+            let mut lines = vec![format!("size {size}"), format!("of-disk disk {}", 24 * GIB)];
+            lines.extend(parts.iter().map(|size| format!("of-disk part {size}")));
+            growth(&Facts::parse(&lines.join("\n")), 24 * GIB).0
         };
         let boot = GIB;
         assert!(filled(&[24 * GIB - (2 << 20), 1 << 20], 23 * GIB));
