@@ -223,13 +223,16 @@ fn remove_used(folder: &Path) -> anyhow::Result<Undone> {
     Ok(if used { Undone::Removed } else { Undone::Nothing })
 }
 
+/// Creates the disks that are installed to. They are raw, as holes in a file take back each block that the
+/// sealed guest trims; a qcow2 image only takes whole clusters of 64 KiB back, and keeps the deleted files
+/// that share one with something that is still there.
 async fn create_disks(plan: &Plan, workspace: &Workspace) -> Result<Vec<(PathBuf, DiskFormat)>, Failure> {
     let mut disks = Vec::new();
     for (index, disk) in plan.machine.disks.iter().enumerate() {
-        let path = workspace.work(&format!("disk{index}.qcow2"));
+        let path = workspace.work(&format!("disk{index}.raw"));
         let bytes = u64::from(disk.size_gib) << 30;
-        img::create(&path, DiskFormat::Qcow2, bytes).await.kind(Kind::Infrastructure)?;
-        disks.push((path, DiskFormat::Qcow2));
+        img::create(&path, DiskFormat::Raw, bytes).await.kind(Kind::Infrastructure)?;
+        disks.push((path, DiskFormat::Raw));
     }
     Ok(disks)
 }

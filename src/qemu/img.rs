@@ -266,6 +266,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_raw_disk_takes_back_each_block_that_is_discarded() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = root.path().join("disk.raw");
+        create(&disk, DiskFormat::Raw, MIB).await.unwrap();
+        let commands = ["-c", "write -q -P 7 0 64k", "-c", "discard -q 8k 4k"];
+        let mut qemu_io = crate::testing::tool("qemu-io", "qemu-utils");
+        let output = qemu_io.args(["-f", "raw", "-d", "unmap"]).args(commands).arg(&disk).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let content = std::fs::read(&disk).unwrap();
+        let kept: Vec<_> = content.chunks(4096).map(|block| block.iter().any(|byte| *byte != 0)).collect();
+        let expected: Vec<_> = (0..256).map(|block| block < 16 && block != 2).collect();
+        assert_eq!(kept, expected);
+    }
+
+    #[tokio::test]
     async fn failures_carry_qemu_imgs_words_and_leave_nothing() {
         let root = tempfile::tempdir().unwrap();
         let (source, target) = (root.path().join("none"), root.path().join("target"));

@@ -43,7 +43,7 @@ fn a_kept_machine_is_not_swept_by_the_next_build() {
     let kept = root.start(&[], &["--keep", "--var", "fault=step"]);
     kept.wait_for_stderr("The machine is kept until Ctrl-C");
     let disks =
-        || files(&root.path(".forge")).into_iter().filter(|path| path.ends_with("work/disk0.qcow2")).count();
+        || files(&root.path(".forge")).into_iter().filter(|path| path.ends_with("work/disk0.raw")).count();
     assert_eq!(disks(), 1);
     root.start(&[], &[]).finish().assert_code(0);
     assert_eq!(disks(), 1, "the next build took the kept machine's disk away");
@@ -132,7 +132,7 @@ fn answer(keys: &str, is_kept: bool) {
     if is_kept {
         terminal.wait_for("The machine is kept until Ctrl-C");
         terminal.wait_for("  ssh      ssh -p ");
-        assert!(root.evidence().join("work/disk0.qcow2").exists());
+        assert!(root.evidence().join("work/disk0.raw").exists());
         terminal.press(CTRL_C);
     }
     assert_eq!(terminal.exit_code(), Some(14), "{keys:?}: {}", terminal.screen());

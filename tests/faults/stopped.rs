@@ -102,7 +102,7 @@ fn disks_are_removed_as_soon_as_nothing_needs_them() {
     let build = build_until(&root, "prove:config-drive");
     let left = files(&root.path(".forge"))
         .into_iter()
-        .filter(|path| path.extension().is_some_and(|it| it == "qcow2"));
+        .filter(|path| path.extension().is_some_and(|it| it == "qcow2" || it == "raw"));
     let left: Vec<_> = left.map(|path| path.iter().rev().take(2).collect::<PathBuf>()).collect();
     assert_eq!(left, [Path::new("clone0.qcow2/config-drive")]);
     drop(build);
