@@ -49,7 +49,7 @@ pub async fn run(
     let mut rest = checks;
     while !rest.is_empty() {
         let (command, count) = next_batch(rest, timeout);
-        let output = exec(&command, guest).await?;
+        let output = ask(&command, guest).await?;
         let answers = probe::parse_answers(&output.stdout);
         for (number, check) in rest[..count].iter().enumerate() {
             let finding = judge::judge(check, answers.get(&number));
@@ -80,7 +80,8 @@ fn next_batch(checks: &[&Check], timeout: Duration) -> (Exec, usize) {
     (Exec::new(["/bin/sh"]).stdin(script).timeout(total), count)
 }
 
-async fn exec(command: &Exec, guest: &dyn Communicator) -> Result<Output, CommunicatorError> {
+/// Runs a command that changes nothing, and so may be run again when its answer is lost.
+pub(crate) async fn ask(command: &Exec, guest: &dyn Communicator) -> Result<Output, CommunicatorError> {
     for _ in 1..TRIES {
         match guest.exec(command).await {
             Err(CommunicatorError::NotSent { .. } | CommunicatorError::Unknown { .. }) => {}
@@ -119,66 +120,9 @@ fn summary(held: usize, failed: usize) -> String {
 mod tests {
     use std::sync::Mutex;
 
-    use futures_util::future::BoxFuture;
-
     use super::*;
     use crate::definition::{CommandCheck, FileCheck};
-
-    /// Runs commands on this host, and loses the first answers.
-    struct Host {
-        losses: Mutex<u32>,
-        commands: Mutex<u32>,
-    }
-
-    impl Host {
-        fn new(losses: u32) -> Self {
-            Self { losses: Mutex::new(losses), commands: Mutex::new(0) }
-        }
-    }
-
-    impl Communicator for Host {
-        fn exec<'a>(&'a self, command: &'a Exec) -> BoxFuture<'a, Result<Output, CommunicatorError>> {
-            Box::pin(async move {
-                *self.commands.lock().unwrap() += 1;
-                let lost = self.losses.lock().unwrap().checked_sub(1);
-                if let Some(left) = lost {
-                    *self.losses.lock().unwrap() = left;
-                    return Err(CommunicatorError::Unknown { what: "exec".into(), reason: "lost".into() });
-                }
-                assert!(command.stdin.len() <= crate::communicator::EXEC_INPUT_MAX);
-                let file = tempfile::tempfile().unwrap();
-                std::io::Write::write_all(&mut &file, &command.stdin).unwrap();
-                std::io::Seek::rewind(&mut &file).unwrap();
-                let mut process = tokio::process::Command::new(&command.argv[0]);
-                process.args(&command.argv[1..]).stdin(file);
-                let output = process.output().await.unwrap();
-                assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-                Ok(Output {
-                    code: output.status.code(),
-                    signal: None,
-                    stdout: output.stdout,
-                    stderr: output.stderr,
-                    truncated: false,
-                })
-            })
-        }
-
-        fn put_file<'a>(&'a self, _: &'a str, _: &'a [u8]) -> BoxFuture<'a, Result<(), CommunicatorError>> {
-            unreachable!("checks write nothing")
-        }
-
-        fn get_file<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CommunicatorError>> {
-            unreachable!("checks need no file whole")
-        }
-
-        fn wait_for_reboot<'a>(
-            &'a self,
-            _: &'a str,
-            _: Duration,
-        ) -> BoxFuture<'a, Result<(), CommunicatorError>> {
-            unreachable!("checks reboot nothing")
-        }
-    }
+    use crate::testing::Host;
 
     fn command(run: &str, exit_code: i32, stdout: Option<&str>) -> Check {
         let command =
