@@ -14,7 +14,7 @@
 //!
 //! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`], [`diagnosis`]) are plain
 //! data and rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
-//! Work ([`builder`], [`provision`], [`check`], [`run`], [`report`]) uses both.
+//! Work ([`builder`], [`provision`], [`check`], [`sweep`], [`run`], [`report`]) uses both.
 
 pub mod artifact;
 pub mod builder;
@@ -33,6 +33,7 @@ pub mod qemu;
 pub mod report;
 pub mod run;
 pub mod seed;
+pub mod sweep;
 #[cfg(test)]
 mod testing;
 

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 pub use script::{Script, script};
 pub use transfer::{Bulk, Content, Feed, Offer};
+pub(crate) use transfer::{base64, parse_base64};
 
 use crate::communicator::{Communicator, CommunicatorError};
 use crate::definition::{Seal, Shell, Step};
