@@ -19,14 +19,14 @@ use anyhow::{Context as _, anyhow};
 use self::clones::Template;
 use self::host::{Host, Launch};
 use self::machine::{boot, end_of, gone, launch_machine, power_off, press_enter};
-use super::guest::{Guest, title};
+use super::guest::{Facts, Guest, title};
 use super::inputs::{Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
 use super::prove::{self, Proven};
 use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper, ProveOptions, machine_folder};
-use crate::artifact;
+use crate::artifact::{self, CheckResult};
 use crate::definition::{Contract, DiskFormat};
 use crate::event::{Event, Unit, Worker};
 use crate::failure::{Failure, Kind, ResultExt as _};
@@ -77,43 +77,7 @@ pub async fn build(
         })
         .await?;
 
-    let running = run
-        .step("boot", "booting the installed system", Worker::Qemu, async |step| {
-            let running = boot(plan, &host, workspace, options, &disks, &seed, step).await?;
-            install::check_marker(is_reported, &running.agent, step).await?;
-            Ok(running)
-        })
-        .await?;
-    let guest = Guest {
-        plan,
-        patience: host.patience(),
-        communicator: &running.agent,
-        seed: &seed,
-        fault: &|| gone(&running.machine, Kind::Guest),
-    };
-    for planned in &plan.steps {
-        let (id, title) = (format!("step:{}", planned.step.name), title(planned));
-        if let Some(reason) = &planned.skipped {
-            run.skip(&id, &title, reason);
-            continue;
-        }
-        run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
-    }
-    let mut checks =
-        run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
-    let facts = run
-        .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
-        .await?;
-    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
-        guest.seal(step).await?;
-        step.note("sealed; powering off");
-        step.worker(Worker::Qemu);
-        let deadline = host.patience().scaled(plan.definition.timeouts.seal.duration());
-        power_off(&running.machine, deadline).await
-    })
-    .await?;
-    run.forget_undo(running.undo);
-    drop(running);
+    let (mut checks, facts) = work(plan, &host, workspace, options, &disks, &seed, is_reported, run).await?;
     seed.server.stop().await;
 
     let exported = run
@@ -197,6 +161,57 @@ async fn verify(folder: &Path, disks: &[&artifact::Disk]) -> Result<(), Failure>
         }
     }
     Ok(())
+}
+
+/// Does everything that is done in the installed system, and powers it off; returns what was found there.
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+async fn work(
+    plan: &Plan,
+    host: &Host,
+    workspace: &Workspace,
+    options: &BuildOptions,
+    disks: &[(PathBuf, DiskFormat)],
+    seed: &Prepared,
+    is_reported: bool,
+    run: &Run,
+) -> Result<(Vec<CheckResult>, Facts), Failure> {
+    let running = run
+        .step("boot", "booting the installed system", Worker::Qemu, async |step| {
+            let running = boot(plan, host, workspace, options, disks, seed, step).await?;
+            install::check_marker(is_reported, &running.agent, step).await?;
+            Ok(running)
+        })
+        .await?;
+    let guest = Guest {
+        plan,
+        patience: host.patience(),
+        communicator: &running.agent,
+        seed,
+        fault: &|| gone(&running.machine, Kind::Guest),
+    };
+    for planned in &plan.steps {
+        let (id, title) = (format!("step:{}", planned.step.name), title(planned));
+        if let Some(reason) = &planned.skipped {
+            run.skip(&id, &title, reason);
+            continue;
+        }
+        run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
+    }
+    let checks =
+        run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
+    let facts = run
+        .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
+        .await?;
+    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
+        guest.seal(step).await?;
+        step.note("sealed; powering off");
+        step.worker(Worker::Qemu);
+        let deadline = host.patience().scaled(plan.definition.timeouts.seal.duration());
+        power_off(&running.machine, deadline).await
+    })
+    .await?;
+    run.forget_undo(running.undo);
+    Ok((checks, facts))
 }
 
 /// Registers the removal of what a failed build must not leave.
