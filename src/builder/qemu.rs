@@ -2,9 +2,9 @@
 //! proven disk.
 //!
 //! ```text
-//! fetch ─► seed ─► install ─────────► boot ─► steps ─► checks ─► seal ─► export ─► prove ─► artifact
-//!                  medium, stub seed,  disk alone          power-off    partial   overlays   rename
-//!                  ends by power-off                                    folder    on it
+//! fetch ─► seed ─► install ─────────► boot ─► steps ─► checks ─► seal ─► sweep ─► export ─► sweep ─► prove ─► artifact
+//!                  medium, stub seed,  disk alone                        guest,   partial   disk    overlays   rename
+//!                  ends by power-off                                     power-off folder           on it
 //! ```
 
 mod clones;
@@ -24,6 +24,7 @@ use super::inputs::{Prepared, fetch_media, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest};
 use super::prove::{self, Proven};
+use super::sweep::{Clean, Secrets, sweep_disks};
 use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper, ProveOptions, machine_folder};
 use crate::artifact::{self, CheckResult};
@@ -77,7 +78,9 @@ pub async fn build(
         })
         .await?;
 
-    let (mut checks, facts) = work(plan, &host, workspace, options, &disks, &seed, is_reported, run).await?;
+    let secrets = Secrets::of(plan, &seed.server);
+    let (mut checks, facts, clean) =
+        work(plan, &host, workspace, options, &disks, &seed, &secrets, is_reported, run).await?;
     seed.server.stop().await;
 
     let exported = run
@@ -85,6 +88,12 @@ pub async fn build(
             export(plan, &disks, &staging, step).await
         })
         .await?;
+    let is_clean = run
+        .step("sweep-disk", "looking for secrets on the disk", Worker::Qemu, async |step| {
+            sweep_disks(&exported, &staging.partial, workspace, &secrets, &clean, step).await
+        })
+        .await?;
+    checks.extend([clean.check, is_clean]);
     let disks = exported.iter().map(|disk| (staging.partial.join(&disk.file), disk.virtual_size)).collect();
     let template = Template::new(plan, &host, workspace, disks, plan.definition.template.disk_format);
     let (results, proofs) = prove::build(&template, plan, &facts.identity, Worker::Guest, run).await?;
@@ -172,9 +181,10 @@ async fn work(
     options: &BuildOptions,
     disks: &[(PathBuf, DiskFormat)],
     seed: &Prepared,
+    secrets: &Secrets,
     is_reported: bool,
     run: &Run,
-) -> Result<(Vec<CheckResult>, Facts), Failure> {
+) -> Result<(Vec<CheckResult>, Facts, Clean), Failure> {
     let running = run
         .step("boot", "booting the installed system", Worker::Qemu, async |step| {
             let running = boot(plan, host, workspace, options, disks, seed, step).await?;
@@ -202,16 +212,19 @@ async fn work(
     let facts = run
         .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
         .await?;
-    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
-        guest.seal(step).await?;
-        step.note("sealed; powering off");
-        step.worker(Worker::Qemu);
+    run.step("seal", "sealing the guest", Worker::Guest, async |step| guest.seal(step).await).await?;
+    let clean = run
+        .step("sweep", "looking for secrets in the sealed guest", Worker::Guest, async |step| {
+            guest.sweep(secrets, step).await
+        })
+        .await?;
+    run.step("power-off", "powering the guest off", Worker::Qemu, async |_| {
         let deadline = host.patience().scaled(plan.definition.timeouts.seal.duration());
         power_off(&running.machine, deadline).await
     })
     .await?;
     run.forget_undo(running.undo);
-    Ok((checks, facts))
+    Ok((checks, facts, clean))
 }
 
 /// Registers the removal of what a failed build must not leave.

@@ -91,6 +91,51 @@ pub async fn convert(
     how: Conversion,
     progress: impl FnMut(u64),
 ) -> Result<(), Error> {
+    let unfinished = write_converted(source, target, how, progress).await?;
+    let doing = || format!("flushing {}", target.display());
+    let file = tokio::fs::File::open(target).await.map_err(Error::io(doing()))?;
+    file.sync_all().await.map_err(Error::io(doing()))?;
+    unfinished.keep();
+    Ok(())
+}
+
+/// An image's raw content; the file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Unpacked {
+    path: PathBuf,
+    _file: Unfinished,
+}
+
+impl Unpacked {
+    /// Returns where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Writes an image's raw content to a file that is only to be looked at.
+///
+/// # Errors
+/// [`Error::Died`] with qemu-img's own words; nothing is left behind, also when dropped.
+pub async fn unpack(
+    source: &Path,
+    from: DiskFormat,
+    target: PathBuf,
+    progress: impl FnMut(u64),
+) -> Result<Unpacked, Error> {
+    let how = Conversion { from, to: DiskFormat::Raw, compress: false };
+    let file = write_converted(source, &target, how, progress).await?;
+    Ok(Unpacked { path: target, _file: file })
+}
+
+/// Converts an image; the target goes again unless it is kept.
+async fn write_converted(
+    source: &Path,
+    target: &Path,
+    how: Conversion,
+    progress: impl FnMut(u64),
+) -> Result<Unfinished, Error> {
     let (source, target) = (absolute(source)?, absolute(target)?);
     let unfinished = Unfinished::new(&target);
     let (from, to) = (format_name(how.from), format_name(how.to));
@@ -101,11 +146,7 @@ pub async fn convert(
     }
     args.extend([text(&source)?, text(&target)?]);
     run(&args, progress).await?;
-    let doing = || format!("flushing {}", target.display());
-    let file = tokio::fs::File::open(&target).await.map_err(Error::io(doing()))?;
-    file.sync_all().await.map_err(Error::io(doing()))?;
-    unfinished.keep();
-    Ok(())
+    Ok(unfinished)
 }
 
 /// Grows an image.
@@ -180,6 +221,7 @@ fn parse_percent(line: &[u8]) -> Option<u64> {
 }
 
 /// A file that is removed unless it is kept.
+#[derive(Debug)]
 struct Unfinished(Option<PathBuf>);
 
 impl Unfinished {
@@ -263,6 +305,10 @@ mod tests {
         }
         assert_eq!(info(&path("flat")).await.unwrap().format, "raw");
         assert!(std::fs::read(path("flat")).unwrap() == vec![7_u8; MIB as usize]);
+        let unpacked = unpack(&path("packed"), DiskFormat::Qcow2, path("look"), |_| ()).await.unwrap();
+        assert!(std::fs::read(unpacked.path()).unwrap() == vec![7_u8; MIB as usize]);
+        drop(unpacked);
+        assert!(!path("look").exists());
     }
 
     #[tokio::test]

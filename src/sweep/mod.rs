@@ -15,7 +15,6 @@ pub mod disk;
 pub mod guest;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -31,7 +30,7 @@ const VALUE_MAX: usize = 256;
 /// How many lines of a value are looked for, the longest ones.
 const LINES_MAX: usize = 4;
 
-/// How many findings a message names.
+/// How many places a message names.
 const SHOWN_MAX: usize = 8;
 
 /// Something of this build that must be nowhere. `Debug` hides it.
@@ -152,18 +151,19 @@ pub struct Finding {
     pub name: String,
 }
 
-/// Returns findings as a sentence's part, a long list cut short.
+/// Returns findings as `PLACE: NAME, NAME; PLACE: NAME`, a long list cut short.
 #[must_use]
 pub fn describe(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    for (number, Finding { place, name }) in findings.iter().take(SHOWN_MAX).enumerate() {
-        let separator = if number == 0 { "" } else { "; " };
-        // Writing to a string does not fail.
-        write!(text, "{separator}{name} in {place}").unwrap_or_default();
-    }
-    match findings.len().saturating_sub(SHOWN_MAX) {
+    let places: Vec<_> = findings.chunk_by(|a, b| a.place == b.place).collect();
+    let shown = places.iter().take(SHOWN_MAX).map(|here| {
+        let names: Vec<_> = here.iter().map(|finding| finding.name.as_str()).collect();
+        format!("{}: {}", here[0].place, names.join(", "))
+    });
+    let text = shown.collect::<Vec<_>>().join("; ");
+    match places.len().saturating_sub(SHOWN_MAX) {
         0 => text,
-        more => format!("{text}; and {more} more"),
+        1 => format!("{text}; and 1 place more"),
+        more => format!("{text}; and {more} places more"),
     }
 }
 

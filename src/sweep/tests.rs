@@ -240,11 +240,12 @@ fn values_are_their_telling_lines() {
 }
 
 #[test]
-fn findings_are_told_shortly() {
-    let finding = |number: u32| Finding { place: format!("/{number}"), name: "a key".to_owned() };
-    assert_eq!(describe(&[finding(1), finding(2)]), "a key in /1; a key in /2");
-    let many: Vec<_> = (0..11).map(finding).collect();
-    assert!(describe(&many).ends_with("a key in /7; and 3 more"));
+fn findings_are_told_place_by_place_and_not_all() {
+    let finding = |place: u32, name: &str| Finding { place: format!("/{place}"), name: name.to_owned() };
+    let few = [finding(1, "a hash"), finding(1, "a key"), finding(2, "a key")];
+    assert_eq!(describe(&few), "/1: a hash, a key; /2: a key");
+    let many: Vec<_> = (0..11).map(|place| finding(place, "a key")).collect();
+    assert!(describe(&many).ends_with("/7: a key; and 3 places more"));
 }
 
 // Disks --------------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ fn the_guest_fails() {
         Fault {
             fakes: &[("FORGE_FAKE", "guest:no-power-off")],
             args: &["--var", "seal=2s"],
-            step: "seal",
+            step: "power-off",
             code: 17,
             says: "2.0 s",
             evidence: GUEST,
@@ -367,6 +367,50 @@ fn a_clone_that_is_not_reached_or_not_grown_is_explained() {
         proof(&[("FORGE_FAKE", "proof:ssh-port")], &[], "SSH listens on port 22 and not on 2222"),
         proof(&[("FORGE_FAKE", "proof:small")], &[], "a logical volume, which cloud-init does not grow"),
         proof(&[("FORGE_FAKE", "proof:waits")], &[], "waited for an interface until it gave up"),
+    ]);
+}
+
+#[test]
+fn what_only_the_build_should_know_is_left() {
+    each_happens(&[
+        Fault {
+            fakes: &[],
+            args: &["--var", "fault=unswept"],
+            step: "sweep",
+            code: 15,
+            says: "/etc/systemd/system/forge-ready.service: the URL of forge's server, \
+                   the address of forge's server, the token of forge's server; /etc/",
+            evidence: GUEST,
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "install:ghost")],
+            args: &[],
+            step: "sweep-disk",
+            code: 15,
+            says: "; disk.qcow2, byte 53687",
+            evidence: &["guest/serial.log"],
+        },
+        Fault {
+            fakes: &[("FORGE_FAKE", "install:ghost")],
+            args: &["--var", "format=raw"],
+            step: "sweep-disk",
+            code: 15,
+            says: ": the token of forge's server)",
+            evidence: &["guest/serial.log"],
+        },
+    ]);
+}
+
+#[test]
+fn a_guest_that_cannot_be_looked_through_is_no_clean_one() {
+    let sweep =
+        |fault, says| Fault { fakes: &[], args: fault, step: "sweep", code: 13, says, evidence: GUEST };
+    each_happens(&[
+        sweep(&["--var", "fault=gone"], "the guest powered off"),
+        sweep(
+            &["--var", "fault=blind"],
+            "not every file of the guest was looked at: grep: x: Input/output error",
+        ),
     ]);
 }
 

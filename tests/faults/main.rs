@@ -19,7 +19,7 @@ mod stopped;
 mod whole;
 
 /// The steps of a build of `mini`, in order.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 17] = [
     "fetch",
     "seed",
     "disks",
@@ -30,7 +30,10 @@ const STEPS: [&str; 14] = [
     "check",
     "facts",
     "seal",
+    "sweep",
+    "power-off",
     "export",
+    "sweep-disk",
     "prove:proof",
     "prove:config-drive",
     "artifact",

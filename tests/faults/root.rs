@@ -60,16 +60,17 @@ autoinstall:
   shutdown: poweroff
 "#;
 
-pub(crate) const SEAL: &str = r"
+pub(crate) const SEAL: &str = r#"
 case $fault in
 seal) echo 'about to fail'; exit 4 ;;
-unsealed) exit 0 ;;
+gone) printf '#!/bin/sh\npoweroff\nsleep 60\n' >/usr/local/sbin/grep ;;
+blind) printf '#!/bin/sh\necho grep: x: Input/output error >&2\n' >/usr/local/sbin/grep ;;
 esac
-: >/etc/machine-id
+[ "$fault" = unsealed ] || : >/etc/machine-id
 rm -f /etc/ssh/ssh_host_*
-rm -rf /var/log/installer /etc/systemd/system/forge-ready.service \
+[ "$fault" = unswept ] || rm -rf /var/log/installer /etc/systemd/system/forge-ready.service \
     /etc/systemd/system/qemu-guest-agent.service.wants
-";
+"#;
 
 /// A root of its own for one test, with its own cache and its own mark on each process.
 pub(crate) struct Root {

@@ -47,6 +47,8 @@ fn a_build_makes_a_whole_artifact_and_accounts_for_its_time() {
     assert!(checks.iter().all(|check| check["passed"] == true), "{checks:#?}");
     for (at, name) in [
         ("build", "zip is installed"),
+        ("build", "no secret is left in the guest"),
+        ("build", "no secret is left on the disk"),
         ("proof", "zip is installed"),
         ("proof", "odin logs in by key on port 2222 and has sudo"),
         ("config-drive", "the ConfigDrive volume is accepted"),
@@ -106,6 +108,15 @@ fn remarks_of_cloud_init_are_no_error() {
     ended.assert_code(0);
     assert!(ended.stdout.contains("status: done, with remarks"), "{}", ended.stdout);
     root.assert_whole("mini");
+}
+
+#[test]
+fn a_secret_that_is_too_short_to_be_looked_for_is_told() {
+    let root = Root::new();
+    let ended = root.start(&[("FORGE_VAR_SECRET", "e")], &[]).finish();
+    ended.assert_code(0);
+    let told = &ended.step("sweep")["message"];
+    assert_eq!(*told, "not looked for, being shorter than 8 characters: secret");
 }
 
 #[test]

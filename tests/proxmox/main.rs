@@ -31,7 +31,7 @@ mod root;
 mod ssh;
 
 /// The steps of a build of `mini`, in order.
-const STEPS: [&str; 15] = [
+const STEPS: [&str; 17] = [
     "preflight",
     "seed",
     "media",
@@ -43,6 +43,8 @@ const STEPS: [&str; 15] = [
     "check",
     "facts",
     "seal",
+    "sweep",
+    "power-off",
     "template",
     "prove:proof",
     "candidate",

@@ -1,9 +1,9 @@
 //! The Proxmox builder: a VM on a node, from the installer medium to a proven template.
 //!
 //! ```text
-//! preflight ─► seed ─► media ─► create ─► install ──────► boot ─► steps ─► checks ─► seal ─► template ─► prove ─► artifact ─► promotion
-//!                               VMID by    ends by         media              power-off  cloud-init,  a clone   manifest
-//!                               trying     power-off       detached                      converted    of it
+//! preflight ─► seed ─► media ─► create ─► install ──────► boot ─► steps ─► checks ─► seal ─► sweep ─► template ─► prove ─► artifact ─► promotion
+//!                               VMID by    ends by         media                         power-off  cloud-init,  a clone   manifest
+//!                               trying     power-off       detached                                 converted    of it
 //! ```
 //!
 //! Everything that is made on the node is written into the run's journal first, bears the run's marks,
@@ -52,6 +52,7 @@ use super::inputs::{Prepared, prepare_seed};
 use super::install::{self, Limits, Watched};
 use super::manifest::{Product, finish, git_revision, manifest, write};
 use super::prove::{self, Proven};
+use super::sweep::Secrets;
 use super::workspace::{Staging, Workspace, remove};
 use super::{BuildOptions, Keeper, Patience, ProveOptions, Target, machine_folder};
 use crate::artifact::{self, CheckResult};
@@ -281,19 +282,23 @@ async fn work(
         run.step(&id, &title, Worker::Guest, async |step| guest.provision(planned, step).await).await?;
     }
     own.renew();
-    let checks =
+    let mut checks =
         run.step("check", "checking the guest", Worker::Guest, async |step| guest.check(step).await).await?;
     let facts = run
         .step("facts", "listing the guest's packages", Worker::Guest, async |_| guest.facts().await)
         .await?;
     own.renew();
-    run.step("seal", "sealing the guest and powering it off", Worker::Guest, async |step| {
-        guest.seal(step).await?;
-        step.note("sealed; powering off");
-        step.worker(Worker::Node);
-        power_off(cluster, own).await
-    })
-    .await?;
+    run.step("seal", "sealing the guest", Worker::Guest, async |step| guest.seal(step).await).await?;
+    own.renew();
+    let secrets = Secrets::of(cluster.plan, &seed.server);
+    let clean = run
+        .step("sweep", "looking for secrets in the sealed guest", Worker::Guest, async |step| {
+            guest.sweep(&secrets, step).await
+        })
+        .await?;
+    checks.push(clean.check);
+    run.step("power-off", "powering the guest off", Worker::Node, async |_| power_off(cluster, own).await)
+        .await?;
     drop(recorder);
     Ok((checks, facts))
 }

@@ -21,7 +21,7 @@ pub struct Timeouts {
     pub step: Timeout,
     /// One check.
     pub check: Timeout,
-    /// Sealing and powering off.
+    /// Sealing, looking for secrets, powering off: each of them.
     pub seal: Timeout,
 }
 
