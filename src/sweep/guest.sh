@@ -4,7 +4,7 @@
 #   value    what no file may hold
 #   hash     a wanted password's hash: no file may hold it but the guest's own passwords
 #   start    what matches of the shape that comes next begin with; there may be several
-#   shape    an extended regular expression, for text in which line ends are blanks
+#   shape    an extended regular expression, whose blanks may be line ends
 # It prints, with tabs in between,
 #   found NAME PATH    of a finding; never a value
 #   public SHA-256     of a shape's match, without its blanks, in a file that is as its package delivers it
@@ -62,7 +62,6 @@ is_delivered() {
 }
 
 look_for_value() {
-    [ "$#" -gt 0 ] || return 0
     printf '%s\n' "$value" | grep -lFZ -f - -- "$@" | tr '\n\0' '\001\n' | while IFS= read -r line; do
         if [ "$kind" != hash ] || ! is_passwords "$line"; then
             found "$line"
@@ -70,11 +69,11 @@ look_for_value() {
     done
 }
 
+# With -z a NUL ends what is matched at once, and the end of a line is a blank like others.
 look_for_shape() {
-    [ "$#" -gt 0 ] || return 0
-    printf '%s' "$starts" | grep -lFZ -f - -- "$@" | tr '\n\0' '\001\n' | while IFS= read -r line; do
+    grep -lzZE -e "$value" -- "$@" | tr '\n\0' '\001\n' | while IFS= read -r line; do
         decode "$line"
-        matches=$(tr '\n\r\0' '  \n' <"$path" | grep -aoE -e "$value" | tr -d ' \t\v\f')
+        matches=$(grep -zaoE -e "$value" -- "$path" | tr -d ' \t\n\v\f\r' | tr '\0' '\n')
         if is_passwords "$path"; then
             matches=$(printf '%s\n' "$matches" | unwanted)
         fi
@@ -131,10 +130,12 @@ for top in "$root"/* "$root"/.[!.]*; do
     fi
 done
 
-# One pass over everything; what follows only looks at files that hold something.
+# One pass over everything; what follows only looks at files that hold something. Modules, firmware, kernels and
+# their initramfs are compressed, and would hold nothing that is found.
 lines=
 if [ "$#" -gt 0 ]; then
-    lines=$(printf '%s\n' "$entries" | of value hash start | grep -rlFZ -f - -- "$@" | tr '\n\0' '\001\n')
+    lines=$(printf '%s\n' "$entries" | of value hash start | grep -rlFZ --exclude='*.xz' --exclude='*.zst' \
+        --exclude='initrd.img-*' --exclude='vmlinuz-*' -f - -- "$@" | tr '\n\0' '\001\n')
 fi
 set -f
 IFS=$newline
@@ -150,16 +151,17 @@ while [ "$left" -gt 0 ]; do
     left=$((left - 1))
 done
 
+# Mostly none of them holds a value.
+with_value=
+if [ "$#" -gt 0 ]; then
+    with_value=$(printf '%s\n' "$entries" | of value hash | grep -lF -f - -- "$@")
+fi
 printf '%s\n' "$entries" | {
-    count=0 starts=
+    count=0
     while IFS= read -r kind && IFS= read -r name && IFS= read -r value; do
         case $kind in
-        value | hash) look_for_value "$@" ;;
-        start) starts=$starts$value$newline ;;
-        shape)
-            look_for_shape "$@"
-            starts=
-            ;;
+        value | hash) [ -z "$with_value" ] || look_for_value "$@" ;;
+        shape) [ "$#" -eq 0 ] || look_for_shape "$@" ;;
         esac
         count=$((count + 1))
     done
