@@ -5,6 +5,7 @@
 //!   disk.qcow2      the template's disk; others are disk1.qcow2, disk2.qcow2, …; none when the
 //!                   template is on a cluster
 //!   manifest.json   its facts, below
+//!   sbom.cdx.json   its packages as other tools read them, see [`crate::sbom`]
 //!   logs/           the run's events and what the guests said
 //! ```
 
@@ -76,6 +77,9 @@ pub struct Manifest {
     pub controls: Vec<ControlChoice>,
     /// The guest's packages.
     pub packages: Vec<Package>,
+    /// The file that lists them for other tools. New in version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sbom: Option<Sbom>,
     /// Where the time went, until the manifest was written.
     pub spans: Vec<Span>,
 }
@@ -142,6 +146,17 @@ pub struct Input {
     /// Its SHA-256, hexadecimal.
     pub sha256: String,
     /// Its size in bytes.
+    pub size: u64,
+}
+
+/// An artifact's software bill of materials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sbom {
+    /// Its file in the artifact's folder.
+    pub file: String,
+    /// The file's SHA-256, hexadecimal.
+    pub sha256: String,
+    /// The file's size in bytes.
     pub size: u64,
 }
 
@@ -285,26 +300,6 @@ pub struct Package {
     pub arch: String,
 }
 
-/// Reads packages from `dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\n'`; lines of
-/// another shape are passed over.
-#[must_use]
-pub fn parse_packages(text: &str) -> Vec<Package> {
-    let mut packages: Vec<_> = text
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split('\t');
-            let (name, version, arch) = (fields.next()?, fields.next()?, fields.next()?);
-            (!version.is_empty()).then(|| Package {
-                name: name.to_owned(),
-                version: version.to_owned(),
-                arch: arch.to_owned(),
-            })
-        })
-        .collect();
-    packages.sort_by(|a, b| (&a.name, &a.arch).cmp(&(&b.name, &b.arch)));
-    packages
-}
-
 /// Reads `ID`, `VERSION_ID` from os-release(5).
 #[must_use]
 pub fn parse_os_release(text: &str, kernel: &str) -> Os {
@@ -322,13 +317,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_sorted_and_half_installed_ones_left_out() {
-        let packages = parse_packages("zip\t3.0-15\tamd64\nvim\t9.1\tamd64\nghost\t\tamd64\nodd\n");
-        let names: Vec<_> = packages.iter().map(|package| package.name.as_str()).collect();
-        assert_eq!(names, ["vim", "zip"]);
-    }
-
-    #[test]
     fn a_manifest_of_each_version_loads_and_a_later_one_is_refused() {
         let first = Manifest::parse(include_bytes!("../tests/golden/manifest/1.json")).unwrap();
         assert_eq!((first.format, first.disk.unwrap().file.as_str()), (1, "disk.qcow2"));
@@ -342,6 +330,9 @@ mod tests {
             (third.proofs[0].full, third.audits[0].figure, third.controls[1].applied),
             (true, 75, false)
         );
+        assert_eq!(second.sbom, None);
+        let sbom = third.sbom.unwrap();
+        assert_eq!((third.format, sbom.file.as_str(), sbom.size), (3, crate::sbom::FILE, 1905));
         let later = Manifest::parse(br#"{"format": 4}"#).unwrap_err().to_string();
         assert!(later.starts_with("it has the format 4, and this forge reads 1 to 3"), "{later}");
         assert!(matches!(Manifest::parse(b"{}"), Err(ManifestError::Shape(_))));

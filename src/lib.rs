@@ -12,8 +12,8 @@
 //!                                   └─► events ─► report (terminal | lines | JSON)
 //! ```
 //!
-//! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`failure`], [`diagnosis`]) are plain
-//! data and rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
+//! Core modules ([`definition`], [`plan`], [`event`], [`artifact`], [`sbom`], [`failure`], [`diagnosis`]) are
+//! plain data and rules. Edges ([`qemu`], [`pve`], [`communicator`], [`fetch`], [`seed`]) each talk to one thing outside.
 //! Work ([`builder`], [`provision`], [`check`], [`sweep`], [`run`], [`report`]) uses both.
 
 pub mod artifact;
@@ -32,6 +32,7 @@ pub mod pve;
 pub mod qemu;
 pub mod report;
 pub mod run;
+pub mod sbom;
 pub mod seed;
 pub mod sweep;
 #[cfg(test)]

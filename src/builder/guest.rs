@@ -24,6 +24,7 @@ use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::{Plan, PlannedStep};
 use crate::provision::{self, ProvisionError};
 use crate::run::Step;
+use crate::sbom;
 use crate::seed::server::{Content, Server, ServerEvent};
 
 /// The guest while a build works in it.
@@ -115,12 +116,12 @@ impl Guest<'_> {
         let identity = prove::identity(guest).await.kind((self.fault)())?;
         let os = guest.exec(&Exec::shell("uname -r; cat /etc/os-release")).await.kind((self.fault)())?.text();
         let (kernel, release) = os.split_once('\n').unwrap_or_default();
-        let query = Exec::new(["dpkg-query", "-W", "-f", "${Package}\\t${Version}\\t${Architecture}\\n"]);
+        let query = Exec::new(["dpkg-query", "-W", "-f", sbom::QUERY]);
         let packages = guest.exec(&query).await.kind((self.fault)())?.text();
         Ok(Facts {
             identity,
             os: artifact::parse_os_release(release, kernel),
-            packages: artifact::parse_packages(&packages),
+            packages: sbom::parse_packages(&packages),
         })
     }
 }
@@ -130,7 +131,7 @@ impl Guest<'_> {
 pub(super) struct Facts {
     pub(super) identity: Identity,
     pub(super) os: artifact::Os,
-    pub(super) packages: Vec<artifact::Package>,
+    pub(super) packages: Vec<sbom::Package>,
 }
 
 /// Offers bulk content to the guest over forge's HTTP server.

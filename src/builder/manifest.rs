@@ -1,4 +1,4 @@
-//! What an artifact holds besides its disks: the manifest and the logs.
+//! What an artifact holds besides its disks: the manifest, the software bill of materials and the logs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +7,8 @@ use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 use super::guest::Facts;
@@ -17,6 +19,7 @@ use crate::definition::{ControlState, VariableValue};
 use crate::failure::{Failure, Kind, ResultExt as _};
 use crate::plan::{Plan, PlannedControl};
 use crate::run::Run;
+use crate::sbom;
 
 /// What a build made.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub(super) fn manifest(
     media: Vec<artifact::Input>,
     product: Product,
     (checks, proofs): (Vec<CheckResult>, Vec<ContractProof>),
-    facts: Facts,
+    facts: &Facts,
     revision: Option<String>,
 ) -> Manifest {
     let template = &plan.definition.template;
@@ -74,12 +77,13 @@ pub(super) fn manifest(
         disk: disks.next(),
         more_disks: disks.collect(),
         place,
-        os: facts.os,
+        os: facts.os.clone(),
         checks,
         proofs,
         audits: Vec::new(),
         controls: plan.controls.iter().map(choice).collect(),
-        packages: facts.packages,
+        packages: facts.packages.iter().map(|package| package.facts.clone()).collect(),
+        sbom: None,
         spans: run.spans(),
     }
 }
@@ -130,13 +134,32 @@ pub(super) fn add_proof(folder: &Path, proven: &Proven) -> Result<(), Failure> {
     write_manifest(&manifest, folder)
 }
 
-/// Writes the manifest and the logs, and puts the artifact into its place.
-pub(super) fn finish(
+/// Writes the software bill of materials into a folder, and returns what a manifest has of it.
+fn write_sbom(
     manifest: &Manifest,
+    packages: &[sbom::Package],
+    folder: &Path,
+) -> anyhow::Result<artifact::Sbom> {
+    let text = sbom::render(manifest, packages).context("writing the software bill of materials")?;
+    write_whole(&folder.join(sbom::FILE), &text)?;
+    Ok(artifact::Sbom {
+        file: sbom::FILE.to_owned(),
+        sha256: format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(&text))),
+        size: text.len() as u64,
+    })
+}
+
+/// Writes the software bill of materials, the manifest, which learns of it, and the logs, and puts the
+/// artifact into its place.
+pub(super) fn finish(
+    manifest: &mut Manifest,
+    facts: &Facts,
     run: &Run,
     workspace: &Workspace,
     staging: &Staging,
 ) -> Result<(), Failure> {
+    let sbom = write_sbom(manifest, &facts.packages, &staging.partial).kind(Kind::Infrastructure)?;
+    manifest.sbom = Some(sbom);
     write(manifest, run, &staging.partial)?;
     staging.commit().kind(Kind::Infrastructure)?;
     Workspace::clear_work(&workspace.folder).kind(Kind::Infrastructure)

@@ -106,8 +106,9 @@ pub async fn build(
         };
         let revision = git_revision(&plan.root).await;
         let (media, found) = (media.inputs(), (checks, proofs));
-        let manifest = manifest(plan, builder, run, media, Product::Disks(exported), found, facts, revision);
-        finish(&manifest, run, workspace, &staging)
+        let mut manifest =
+            manifest(plan, builder, run, media, Product::Disks(exported), found, &facts, revision);
+        finish(&mut manifest, &facts, run, workspace, &staging)
     })
     .await?;
     Ok(staging.final_path)

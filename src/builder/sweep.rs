@@ -80,7 +80,8 @@ impl Guest<'_> {
                 };
                 Failure::new(kind, error)
             })?;
-        let looked = "looked at all files but those in /dev, /proc, /run, /snap and /sys, and compressed ones";
+        let looked =
+            "looked at all files but those in /dev, /proc, /run, /snap and /sys, and compressed ones";
         let check = judge((IN_GUEST, IN_GUEST_HINT), looked, &report.findings, step)?;
         Ok(Clean { check, public: report.public })
     }

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cyclonedx_bom::models::bom::{Bom, SpecVersion};
+use cyclonedx_bom::validation::Validate as _;
 use forge::artifact::{MANIFEST_VERSION, Manifest};
 use forge::event::{Outcome, Worker};
 use serde_json::Value;
@@ -59,6 +61,20 @@ fn a_medium_becomes_a_proven_template() {
     }
     println!("checks that hold: {places:?}");
     assert!(places["build"] >= 20 && places["valaskjalf-master"] >= 28, "{places:?}");
+
+    for name in ["no secret is left in the guest", "no secret is left on the disk"] {
+        assert!(manifest.checks.iter().any(|check| check.at == "build" && check.name == name), "{name}");
+    }
+
+    // What other tools read of its packages.
+    let sbom = manifest.sbom.as_ref().expect("a software bill of materials");
+    let bill = fs::File::open(out.join(&sbom.file)).expect("a software bill of materials");
+    let bill = Bom::parse_from_json(bill).expect("a CycloneDX bill");
+    let judged = bill.validate_version(SpecVersion::V1_5);
+    assert!(judged.passed(), "{judged:#?}");
+    let components = bill.components.expect("components").0;
+    assert_eq!(components.len(), manifest.packages.len() + 1);
+    assert!(components[1..].iter().all(|it| it.supplier.is_some() && it.purl.is_some()));
 
     // The manifest's own facts, and the logs beside it.
     assert_eq!(manifest.format, MANIFEST_VERSION);

@@ -174,6 +174,7 @@ impl Root {
         let disk = fs::read(folder.join("1.0/disk.qcow2")).unwrap();
         assert_eq!(manifest["disk"]["sha256"], sha256(&disk).as_str());
         assert_eq!(manifest["disk"]["size"], disk.len());
+        assert_sbom(&folder.join("1.0"), &manifest);
         manifest
     }
 
@@ -258,6 +259,21 @@ impl Root {
         let runs = self.path(".forge/runs");
         runs.join(names(&runs).pop().expect("there was a run"))
     }
+}
+
+/// Makes sure that the software bill of materials is the manifest's, and lists its packages.
+pub(crate) fn assert_sbom(folder: &Path, manifest: &Value) {
+    let text = fs::read(folder.join("sbom.cdx.json")).unwrap();
+    let sbom = &manifest["sbom"];
+    assert_eq!((&sbom["file"], &sbom["sha256"]), (&"sbom.cdx.json".into(), &sha256(&text).into()));
+    assert_eq!(sbom["size"], text.len());
+    let bill: Value = serde_json::from_slice(&text).unwrap();
+    let components = bill["components"].as_array().unwrap();
+    let listed: Vec<_> = components[1..].iter().map(|it| (&it["name"], &it["version"])).collect();
+    let packages = manifest["packages"].as_array().unwrap();
+    let facts: Vec<_> = packages.iter().map(|it| (&it["name"], &it["version"])).collect();
+    assert!(!facts.is_empty());
+    assert_eq!(listed, facts);
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {

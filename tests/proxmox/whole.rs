@@ -14,7 +14,7 @@ use crate::STEPS;
 use crate::build::Ended;
 use crate::node::{Node, Setting, TEMPLATE};
 use crate::requests::assert_requests_are_well;
-use crate::root::files;
+use crate::root::{assert_sbom, files};
 
 #[test]
 fn a_build_leaves_a_proven_candidate_and_nothing_else() {
@@ -34,6 +34,8 @@ fn a_build_leaves_a_proven_candidate_and_nothing_else() {
     ] {
         assert!(checks.iter().any(|check| check["at"] == at && check["name"] == name), "{checks:#?}");
     }
+
+    assert_sbom(&node.artifact(""), &manifest);
 
     let vmids = node.vmids();
     assert_eq!(vmids.len(), 1, "{vmids:?}");
@@ -60,6 +62,7 @@ fn a_promotion_makes_the_template_once_and_the_next_build_uses_the_media_again()
     assert_is_template(&node, TEMPLATE, "mini", "stable");
     let manifest: Value = serde_json::from_slice(&fs::read(node.artifact("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest["place"]["vmid"].to_string(), TEMPLATE, "the manifest is written anew");
+    assert_sbom(&node.artifact(""), &manifest);
     assert_requests_are_well(&node.simulator.requests());
 
     let (world, asked) = (node.world(), node.simulator.requests().len());

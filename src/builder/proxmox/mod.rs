@@ -161,8 +161,8 @@ pub async fn build(
             let revision = git_revision(&plan.root).await;
             let product = Product::Template(place.clone());
             let found = (checks, proofs);
-            let manifest = manifest(plan, builder, run, inputs, product, found, facts, revision);
-            finish(&manifest, run, workspace, &staging)?;
+            let mut manifest = manifest(plan, builder, run, inputs, product, found, &facts, revision);
+            finish(&mut manifest, &facts, run, workspace, &staging)?;
             // Not before: what stays on the node names a manifest, which has to be there.
             own.hand_over(&cluster, run)?;
             Ok(manifest)
