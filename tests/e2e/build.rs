@@ -114,15 +114,19 @@ fn peak_memory_kib(run: &str) -> Option<u64> {
     None
 }
 
-/// Makes a copy of the medium that is as large as a real one, and returns it with its digest.
-pub(crate) fn large_medium() -> (PathBuf, String) {
+/// Returns the stand-in medium, built if it is not there.
+pub(crate) fn medium() -> PathBuf {
     let output = Command::new(root().join("tests/media/build")).output().expect("tests/media/build starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let built = String::from_utf8(output.stdout).expect("UTF-8");
-    let iso = built.lines().find_map(|line| line.strip_prefix("iso=")).expect("iso= in what it prints");
+    built.lines().find_map(|line| line.strip_prefix("iso=")).expect("iso= in what it prints").into()
+}
+
+/// Makes a copy of the medium that is as large as a real one, and returns it with its digest.
+pub(crate) fn large_medium() -> (PathBuf, String) {
     let large = folder("media").join("large.iso");
     // `cp --sparse` and `truncate` cost no space for what is only padding.
-    let copied = Command::new("cp").args(["--sparse=always", iso]).arg(&large).status().expect("cp");
+    let copied = Command::new("cp").arg("--sparse=always").arg(medium()).arg(&large).status().expect("cp");
     assert!(copied.success());
     fs::OpenOptions::new()
         .write(true)

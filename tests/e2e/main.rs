@@ -7,6 +7,7 @@
 mod build;
 mod local;
 mod node;
+mod seal;
 mod upload;
 
 #[path = "../proxmox/requests.rs"]
