@@ -7,8 +7,8 @@
 //! builders/<name>.toml             where to build it       ├─► definition ─► plan (resolved, hashed)
 //! http/                            seed files for guests   ┘                  │
 //!                                                                             ▼
-//!       fetch ─► launch ─► install ─► connect ─► provision ─► check ─► seal ─► prove ─► artifact
-//!       └──────────── run: one step after another, with undo and cancel ────────────┘
+//!       fetch ─► launch ─► install ─► connect ─► provision ─► check ─► seal ─► sweep ─► prove ─► artifact
+//!       └───────────────── run: one step after another, with undo and cancel ────────────────┘
 //!                                   └─► events ─► report (terminal | lines | JSON)
 //! ```
 //!
