@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use script::{Script, script};
+pub(crate) use transfer::base64;
 pub use transfer::{Bulk, Content, Feed, Offer};
-pub(crate) use transfer::{base64, parse_base64};
 
 use crate::communicator::{Communicator, CommunicatorError};
 use crate::definition::{Seal, Shell, Step};
