@@ -116,7 +116,7 @@ impl Output {
 #[derive(Debug, thiserror::Error)]
 pub enum CommunicatorError {
     /// The command certainly did not start: it may be tried again.
-    #[error("{what}: the guest agent was not reached: {reason}")]
+    #[error("{what}: the guest was not reached: {reason}")]
     NotSent {
         /// What was asked.
         what: String,
@@ -124,7 +124,7 @@ pub enum CommunicatorError {
         reason: String,
     },
     /// The command may have run, and its result is lost: do not repeat it blindly.
-    #[error("{what}: the guest agent did not answer: {reason}")]
+    #[error("{what}: the guest did not answer: {reason}")]
     Unknown {
         /// What was asked.
         what: String,
@@ -132,7 +132,7 @@ pub enum CommunicatorError {
         reason: String,
     },
     /// The guest refused (no such program, no such file, not permitted).
-    #[error("{what}: refused by the guest agent: {reason}")]
+    #[error("{what}: refused by the guest: {reason}")]
     Refused {
         /// What was asked.
         what: String,
@@ -276,4 +276,28 @@ fn describe(command: &Exec) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// Returns a command's whole environment as lines of shell.
+fn environment(command: &Exec) -> Result<String, String> {
+    let given = |name: &str| command.env.iter().any(|(key, _)| key == name);
+    let fixed = ENVIRONMENT.into_iter().filter(|(name, _)| !given(name));
+    let env = fixed.chain(command.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let mut lines = Vec::new();
+    for (name, value) in env {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !name.chars().all(plain) || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(format!("`{name}` is no name for an environment variable"));
+        }
+        lines.push(format!("export {name}={}", quote(value)?));
+    }
+    Ok(lines.join("\n"))
+}
+
+/// Returns a text as one word of a shell.
+fn quote(text: &str) -> Result<String, String> {
+    if text.contains('\0') {
+        return Err("an argument or variable has a NUL in it".to_owned());
+    }
+    Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }

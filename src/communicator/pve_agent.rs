@@ -25,8 +25,8 @@ use tokio::sync::futures::Notified;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    BOOT_ID, Communicator, CommunicatorError, ENVIRONMENT, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX,
-    GuestAgent, Output, PUT_FILE_MAX, describe, no_other_boot,
+    BOOT_ID, Communicator, CommunicatorError, EXEC_INPUT_MAX, Exec, Failure, GET_FILE_MAX, GuestAgent,
+    Output, PUT_FILE_MAX, describe, environment, no_other_boot, quote,
 };
 use crate::event::human_duration;
 use crate::pve::agent::ExecStatus;
@@ -609,29 +609,11 @@ fn script(command: &Exec, folder: &str) -> Result<String, String> {
     let Some(program) = command.argv.first() else {
         return Err("the command is empty".to_owned());
     };
-    let given = |name: &str| command.env.iter().any(|(key, _)| key == name);
-    let fixed = ENVIRONMENT.into_iter().filter(|(name, _)| !given(name));
-    let env = fixed.chain(command.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    let mut lines = vec!["unset PWD OLDPWD SHLVL".to_owned()];
-    for (name, value) in env {
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if !name.chars().all(plain) || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-            return Err(format!("`{name}` is no name for an environment variable"));
-        }
-        lines.push(format!("export {name}={}", quote(value)?));
-    }
+    let mut lines = vec!["unset PWD OLDPWD SHLVL".to_owned(), environment(command)?];
     let words: Vec<String> = command.argv.iter().map(|word| quote(word)).collect::<Result<_, _>>()?;
     lines.push(format!("command -v {} >/dev/null || {{ : > {folder}/missing; exit 127; }}", quote(program)?));
     lines.push(format!("exec {}\n", words.join(" ")));
     Ok(lines.join("\n"))
-}
-
-/// Returns a text as one word of a shell.
-fn quote(text: &str) -> Result<String, String> {
-    if text.contains('\0') {
-        return Err("an argument or variable has a NUL in it".to_owned());
-    }
-    Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
 fn parse_report(text: &[u8]) -> Option<Report> {

@@ -380,7 +380,7 @@ async fn refusals_carry_the_guests_words_and_what_to_do() {
         assert!(error.to_string().contains(words), "{error}");
     }
     let error = fake.agent.get_file("/x").await.unwrap_err().to_string();
-    assert!(error.starts_with("reading /x: refused by the guest agent: failed to open"), "{error}");
+    assert!(error.starts_with("reading /x: refused by the guest: failed to open"), "{error}");
     let error = fake.agent.exec(&Exec::new([""; 0])).await.unwrap_err().to_string();
     assert!(error.contains("the command is empty"), "{error}");
 }
