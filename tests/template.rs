@@ -272,12 +272,13 @@ fn what_a_user_sets_arrives_in_steps_and_checks() {
 
 /// Returns the shell scripts that run in guests.
 fn scripts() -> Vec<PathBuf> {
-    let mut scripts: Vec<_> = ["hardening", "src/provision/guest", "src/diagnosis"]
-        .into_iter()
-        .flat_map(|folder| fs::read_dir(root().join(folder)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == "sh"))
-        .collect();
+    let mut scripts: Vec<_> =
+        ["hardening", "src/communicator/chroot", "src/diagnosis", "src/provision/guest"]
+            .into_iter()
+            .flat_map(|folder| fs::read_dir(root().join(folder)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "sh"))
+            .collect();
     scripts.sort();
     scripts
 }

@@ -5,6 +5,7 @@
 //! most 60 KiB a call, output only after the command has ended. What needs more (live output,
 //! bulk content) is built on top of it, in [`crate::provision`].
 
+pub mod chroot;
 pub mod pve_agent;
 pub mod socket_agent;
 
