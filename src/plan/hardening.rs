@@ -34,10 +34,16 @@ pub(super) fn step(hardening: &Hardening, controls: &[PlannedControl]) -> Option
     if applied.is_empty() {
         return None;
     }
-    let shell = Shell { inline: Some(script(&applied, hardening)), ..Shell::default() };
     let which = hardening.profile.map(|profile| format!(" of the profile {}", profile.as_str()));
     let title = format!("applying {} hardening controls{}", applied.len(), which.unwrap_or_default());
-    Some((Step { name: HARDENING_STEP.to_owned(), shell: Some(shell), ..Step::default() }, title))
+    Some((hardening_step(hardening, &applied), title))
+}
+
+/// Returns the step that applies these controls, whatever the profile, with the profile's `[hardening.env]`.
+#[must_use]
+pub fn hardening_step(hardening: &Hardening, controls: &[&NamedControl]) -> Step {
+    let shell = Shell { inline: Some(script(controls, hardening)), ..Shell::default() };
+    Step { name: HARDENING_STEP.to_owned(), shell: Some(shell), ..Step::default() }
 }
 
 /// Returns what must hold where the controls are applied.
@@ -110,10 +116,11 @@ fn sysctl_path(name: &str) -> String {
 
 /// Returns the command that succeeds where none of the modules is loaded, and none can be.
 fn modules_are_off(modules: &[String]) -> String {
+    // The kernel knows no dashes; to modprobe they are the same.
+    let loaded = modules.join("|").replace('-', "_");
     format!(
-        "! grep -E '^({}) ' /proc/modules || exit 1\nfor module in {}; do\n    \
+        "! grep -E '^({loaded}) ' /proc/modules || exit 1\nfor module in {}; do\n    \
          modprobe --dry-run --verbose \"$module\" | grep -q '^install /bin/false' || {{ echo \"$module can be loaded\"; exit 1; }}\ndone",
-        modules.join("|"),
         modules.join(" ")
     )
 }
@@ -161,8 +168,8 @@ fn write_file(file: &Written) -> String {
         end.push('-');
     }
     format!(
-        "mkdir -p {folder}\ncat >{new} <<'{end}'\n{content}{end}\nchown root:root {new}\nchmod {mode} {new}\n\
-         mv {new} {quoted}"
+        "[ -d {folder} ] || mkdir -p {folder}\ninstall -o root -g root -m {mode} /dev/stdin {new} <<'{end}'\n\
+         {content}{end}\nmv {new} {quoted}"
     )
 }
 
@@ -204,6 +211,13 @@ mod tests {
         assert_eq!(checks[3].sysctl.as_ref().unwrap().len(), 1);
         let only = control_checks(&named("y", "file = [{ path = \"/etc/f\", content = \"y\" }]\n"));
         assert_eq!(only[0].name, "hardening: y");
+    }
+
+    #[test]
+    fn the_step_says_what_runs_it_and_what_success_is() {
+        let control = named("x", "script = 'true'");
+        let shell = hardening_step(&Hardening::default(), &[&control]).shell.unwrap();
+        assert_eq!((shell.interpreter.join(" "), shell.exit_codes), ("/bin/sh -eu".to_owned(), vec![0]));
     }
 
     #[test]

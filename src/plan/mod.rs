@@ -24,7 +24,7 @@ use crate::definition::{
 };
 use crate::failure::{Failure, Kind, ResultExt as _};
 
-pub use hardening::{PlannedControl, control_checks};
+pub use hardening::{PlannedControl, control_checks, hardening_step};
 
 /// Everything a build needs to know, and the digest that says whether two builds are alike.
 #[derive(Debug, Clone)]

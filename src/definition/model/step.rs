@@ -41,7 +41,7 @@ pub struct Step {
 }
 
 /// Runs a script in the guest as root. Exactly one of `script` and `inline` says which.
-#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Shell {
     /// A script's path, relative to the root; a `*.j2` file is rendered first.
@@ -59,6 +59,19 @@ pub struct Shell {
     /// Exit codes that mean success.
     #[serde(default = "Shell::default_exit_codes")]
     pub exit_codes: Vec<i32>,
+}
+
+/// What a definition that says nothing means.
+impl Default for Shell {
+    fn default() -> Self {
+        Self {
+            script: None,
+            inline: None,
+            interpreter: Self::default_interpreter(),
+            env: BTreeMap::new(),
+            exit_codes: Self::default_exit_codes(),
+        }
+    }
 }
 
 impl fmt::Debug for Shell {
