@@ -51,7 +51,7 @@ Ciphers $ciphers
 MACs $macs
 RequiredRSASize 3072
 MaxAuthTries 3
-MaxSessions 4
+MaxSessions 2
 LoginGraceTime 30
 MaxStartups 10:30:60
 X11Forwarding no
@@ -100,6 +100,22 @@ WantedBy=sysinit.target
 END
 systemctl enable --quiet forge-host-key.service
 
+# Has sshd listen itself, and no socket for it.
+leave_socket() {
+    systemctl disable --quiet ssh.socket
+    # Disabled alone, a preset could bring it back.
+    systemctl mask --quiet ssh.socket
+    systemctl enable --quiet ssh.service
+}
+
+# In a folder that is to become a system nobody can say what a socket is going to listen on.
+if [ ! -d /run/systemd/system ]; then
+    if systemctl is-enabled --quiet ssh.socket; then
+        leave_socket
+    fi
+    exit 0
+fi
+
 systemctl daemon-reload
 # Debian has the socket as well, but nothing that tells it sshd's port.
 listens=$(systemctl show --property=Listen --value ssh.socket 2>/dev/null || true)
@@ -109,10 +125,8 @@ case $listens in
 esac
 if systemctl is-enabled --quiet ssh.socket && [ "$socket" = bad ]; then
     echo "ssh.socket would listen on ${listens:-nothing}: ssh.service listens itself"
-    systemctl disable --quiet --now ssh.socket
-    # Disabled alone, a preset could bring it back.
-    systemctl mask --quiet ssh.socket
-    systemctl enable --quiet ssh.service
+    systemctl stop ssh.socket
+    leave_socket
 fi
 if systemctl is-enabled --quiet ssh.socket; then
     # A socket whose service runs already refuses to start.
