@@ -2,7 +2,7 @@
 #   make demo    the main job on the local builder, from a fresh clone to a proven template
 #   make test    everything that must hold: check, the fast tests, the end-to-end builds
 #   make check   formatting, lints, documentation, shell scripts, dependencies
-#   make e2e     the real-machine tier alone: boots real QEMU
+#   make e2e     the real-machine tier alone: boots real QEMU, tries the hardening as root
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -1,0 +1,2 @@
+# What the package at would bring.
+cp /usr/bin/true /usr/bin/at

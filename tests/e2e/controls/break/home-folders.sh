@@ -1,0 +1,2 @@
+chmod 0755 /home/odin
+sed -i '/^HOME_MODE/d' /etc/login.defs

@@ -1,0 +1,1 @@
+systemctl disable --quiet apt-daily.timer apt-daily-upgrade.timer
