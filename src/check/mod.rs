@@ -171,6 +171,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn kernel_parameters_are_read_by_their_names() {
+        let ttl = std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap();
+        let parameters = [("kernel.ostype", "Linux"), ("net.ipv4.ip_default_ttl", ttl.trim())];
+        let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let good = Check { name: "good".into(), sysctl: Some(parameters), ..Check::default() };
+        let wrong = [("kernel.ostype", "Plan 9"), ("kernel.no_such_thing", "1")];
+        let wrong = wrong.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let bad = Check { name: "bad".into(), sysctl: Some(wrong), ..Check::default() };
+        let found = findings(&Host::new(0), &[good, bad], Duration::from_secs(5)).await;
+        assert!(found[0].passed, "{}", found[0].detail);
+        let expected =
+            "expected kernel.no_such_thing 1, found nothing; expected kernel.ostype Plan 9, found Linux";
+        assert_eq!((found[1].passed, found[1].detail.as_str()), (false, expected));
+    }
+
+    #[tokio::test]
     async fn files_are_looked_at_in_the_guest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("it's \"a\" $file");
