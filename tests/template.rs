@@ -338,6 +338,12 @@ fn command_checks_fail_when_they_should() {
             "no-port-forwarding,x k",
             "ssh-ed25519 k",
         ),
+        (
+            "no account has an empty password",
+            "/etc/shadow",
+            "root:*:1::::::",
+            "root:*:1::::::\nodin::1::::::",
+        ),
         ("no swap", "/etc/fstab", "UUID=1 / ext4 defaults 0 1", "/swap.img none swap sw 0 0"),
         ("SSH has no weak moduli", "/etc/ssh/moduli", "2024 2 6 100 3071 2 A", "2024 2 6 100 2047 2 A"),
     ] {
@@ -374,6 +380,15 @@ fn checks_hold_in_the_build_and_again_in_the_proof() {
         }
     }
     let expected = [
+        "Kubernetes: IP forwarding can be turned on",
+        "Kubernetes: cgroups have version 2",
+        "Kubernetes: kernel modules load",
+        "Kubernetes: network namespaces reach each other through a bridge",
+        "Kubernetes: no firewall",
+        "Kubernetes: programs run from /tmp and /var",
+        "Kubernetes: reverse paths are not filtered strictly",
+        "Kubernetes: user namespaces are on",
+        "Longhorn: its volumes can be mounted",
         "boot waits for no network",
         "clone's key is accepted for the user",
         "cloud-init is done",
