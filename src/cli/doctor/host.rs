@@ -34,7 +34,7 @@ struct Tool {
     only_for: Option<&'static str>,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 7] = [
     Tool { program: "qemu-system-x86_64", version: "--version", package: "qemu-system-x86", only_for: None },
     Tool { program: "qemu-img", version: "--version", package: "qemu-utils", only_for: None },
     Tool { program: "setpriv", version: "--version", package: "util-linux", only_for: None },
@@ -43,6 +43,24 @@ const TOOLS: [Tool; 4] = [
         version: "--version",
         package: "swtpm",
         only_for: Some("only machines with `tpm = true` need it"),
+    },
+    Tool {
+        program: "ssh-audit",
+        version: "--help",
+        package: "ssh-audit",
+        only_for: Some("only the audit of that name needs it, in `forge prove`"),
+    },
+    Tool {
+        program: "ansible",
+        version: "--version",
+        package: "ansible-core",
+        only_for: Some("only the audit of that name needs it, in `forge prove`"),
+    },
+    Tool {
+        program: "lynis",
+        version: "--version",
+        package: "lynis",
+        only_for: Some("only the audit of that name needs it, in `forge prove`"),
     },
 ];
 
@@ -287,7 +305,8 @@ mod tests {
     fn only_optional_tools_may_be_absent() {
         for tool in &TOOLS {
             let finding = tool_finding(tool, Ok(None), "apt-get install");
-            let expected = if tool.program == "swtpm" { Level::Warn } else { Level::Missing };
+            let optional = ["swtpm", "ssh-audit", "ansible", "lynis"].contains(&tool.program);
+            let expected = if optional { Level::Warn } else { Level::Missing };
             assert_eq!(finding.level, expected, "{}", tool.program);
             assert_eq!(finding.advice.unwrap(), format!("apt-get install {}", tool.package));
         }
