@@ -61,8 +61,8 @@ impl Report {
         let values = |key: &str| text.lines().filter_map(|line| line.strip_prefix(key)).collect::<Vec<_>>();
         let one = |key: &str| *values(key).first().unwrap_or_else(|| panic!("no {key} in\n{text}"));
         let suggestions = values("suggestion[]=").into_iter().map(|line| {
-            let (test, rest) = line.split_once('|').expect("a test");
-            (test.to_owned(), rest.split('|').next().unwrap_or_default().to_owned())
+            let (id, rest) = line.split_once('|').expect("a test");
+            (id.to_owned(), rest.split('|').next().unwrap_or_default().to_owned())
         });
         Self {
             version: one("lynis_version=").to_owned(),
@@ -121,9 +121,9 @@ async fn lynis_finds_the_hardened_root_hardened_and_every_suggestion_answered() 
     let medium = Medium::build();
     let (plain, hardened) =
         (Guest::open(&fresh, Writes::Forgotten).await, Guest::open(&fresh, Writes::Forgotten).await);
-    let plan = plan();
+    let template = plan();
     let mirror = medium.serve(&hardened).await;
-    for step in plan.active_steps() {
+    for step in template.active_steps() {
         hardened.apply(step).await.unwrap_or_else(|error| panic!("{}: {error}", step.name));
     }
     drop(mirror);
@@ -135,7 +135,7 @@ async fn lynis_finds_the_hardened_root_hardened_and_every_suggestion_answered() 
         check.sysctl.is_none() && check.name.starts_with("hardening: ")
             || STILL_HOLD.contains(&check.name.as_str())
     };
-    let checks: Vec<_> = plan.active_checks().filter(|check| is_seen(check)).collect();
+    let checks: Vec<_> = template.active_checks().filter(|check| is_seen(check)).collect();
     let findings = hardened.check(&checks).await;
     let failed: Vec<_> = findings.iter().filter(|finding| !finding.passed).collect();
     assert!(findings.len() > 60 && failed.is_empty(), "{failed:#?}");

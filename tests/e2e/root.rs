@@ -30,7 +30,7 @@ pub(crate) async fn prepared(name: &str, packages: &[&str]) -> Option<PathBuf> {
     let medium = Medium::build();
     let shaped_by = format!("{}\n{packages:?}\n{}", medium.iso.display(), include_str!("root.rs"));
     let digest = Sha256::digest(&shaped_by);
-    let key: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let key = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     let work = folder("roots");
     let path = work.join(format!("{name}-{key}"));
     if path.exists() {
