@@ -12,13 +12,24 @@ use forge::event::{Outcome, Worker};
 use serde_json::Value;
 
 use crate::build::{Build, MEMORY_MAX_KIB, folder, forge, large_medium, root, run};
+use crate::report::assert_promised;
 
-/// Builds `ubuntu-noble` with the stand-in medium.
-fn build(args: &[&str]) -> Build {
+/// Runs a verb of forge's on `ubuntu-noble`, with the stand-in medium. Lynis is left to `make e2e-full`.
+pub(crate) fn standin(verb: &str, args: &[&str]) -> Build {
     let mut command = Command::new(root().join("tests/standin"));
-    command.arg(forge()).arg("-C").arg(root());
-    command.args(["build", "ubuntu-noble", "--output", "json"]).args(args);
+    command.arg(forge()).arg("-C").arg(root()).args([verb, "ubuntu-noble", "--output", "json"]);
+    command.args(["--var", "audits=ssh-audit,ansible"]).args(args);
     run(command)
+}
+
+fn build(args: &[&str]) -> Build {
+    standin("build", args)
+}
+
+/// Reads the manifest of an artifact.
+pub(crate) fn manifest(out: &Path) -> Manifest {
+    let text = fs::read_to_string(out.join("manifest.json")).expect("a manifest");
+    serde_json::from_str(&text).expect("a manifest")
 }
 
 #[test]
@@ -48,8 +59,7 @@ fn a_medium_becomes_a_proven_template() {
     let notes = build.notes().join("\n");
     assert!(notes.contains("installer fetched autoinstall.yaml after"), "{notes}");
 
-    let text = fs::read_to_string(out.join("manifest.json")).expect("a manifest");
-    let manifest: Manifest = serde_json::from_str(&text).expect("a manifest");
+    let manifest = manifest(&out);
     assert_eq!((manifest.vmid, manifest.name.as_str()), (90001, "pkr-ubuntu-noble-1"));
     assert!(manifest.inputs.iter().any(|input| input.sha256 == digest));
     assert!(manifest.packages.iter().any(|package| package.name == "qemu-guest-agent"));
@@ -110,6 +120,41 @@ fn a_medium_becomes_a_proven_template() {
     assert!(!build.folder().join("work").exists());
     let token = token_of(&build.folder());
     assert!(token.is_none(), "the build's URL is in {token:?}");
+    hold_to_contracts(&out);
+}
+
+/// Holds an artifact to all its contracts: the master's in full, the others' by a first boot each.
+fn hold_to_contracts(artifact: &Path) {
+    let path = artifact.display().to_string();
+    let others = "valaskjalf-worker,k3s-server,config-drive";
+    for args in [
+        ["--contract", "valaskjalf-master"].as_slice(),
+        &["--contract", others, "--quick", "--parallel", "2"],
+    ] {
+        let proof = standin("prove", &[args, &["--artifact", &path]].concat());
+        assert_eq!(proof.exit_code, Some(0), "{}", proof.stderr);
+        println!("held to {} in {:.0} s", args[1], proof.wall.as_secs_f64());
+    }
+    let manifest = manifest(artifact);
+    for proof in &manifest.proofs {
+        println!("{}: {}", proof.contract, proof.scaled.join("; "));
+    }
+    let full: BTreeMap<_, _> =
+        manifest.proofs.iter().map(|proof| (proof.contract.as_str(), proof.full)).collect();
+    let expected = [
+        ("config-drive", false),
+        ("k3s-server", false),
+        ("valaskjalf-master", true),
+        ("valaskjalf-worker", false),
+    ];
+    assert_eq!(full, BTreeMap::from(expected));
+    for audit in &manifest.audits {
+        println!("{} {}: {} failures, {:?}", audit.audit, audit.version, audit.figure, audit.remarks);
+    }
+    let audits: BTreeMap<_, _> =
+        manifest.audits.iter().map(|audit| (audit.audit.as_str(), (audit.figure, audit.passed))).collect();
+    assert_eq!(audits, BTreeMap::from([("ansible", (0, true)), ("ssh-audit", (0, true))]));
+    assert_promised(&manifest);
 }
 
 /// Returns the first file of a run's evidence in which an unguessable path stands.

@@ -7,9 +7,11 @@
 
 mod build;
 mod controls;
+mod full;
 mod local;
 mod lynis;
 mod node;
+mod report;
 mod root;
 mod seal;
 mod upload;
