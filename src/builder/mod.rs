@@ -1,7 +1,7 @@
 //! The builders: each turns a plan into an artifact on its kind of machine.
 //!
 //! What knows one kind of machine lies below its builder, [`qemu`] or [`proxmox`]. The rest knows a guest by its communicator alone: the work in it
-//! (`guest`), the look for secrets (`sweep`), the proof by clones ([`prove`]), what goes in (`inputs`) and what is left (`manifest`).
+//! (`guest`), the look for secrets (`sweep`), the proof by clones ([`mod@prove`]), what goes in (`inputs`) and what is left (`manifest`).
 
 mod calls;
 mod guest;

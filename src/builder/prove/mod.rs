@@ -6,7 +6,7 @@
 //!                                                      can do, a reboot, a shutdown, another address
 //! ```
 //!
-//! What differs between a local machine and one on a node is behind [`Prover`] and [`Running`].
+//! What differs between a local machine and one on a node is behind `Prover` and `Running`.
 
 mod audit;
 mod look;
