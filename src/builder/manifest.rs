@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -112,9 +111,12 @@ pub(super) fn write_manifest(manifest: &Manifest, folder: &Path) -> Result<(), F
 
 /// Writes what a proof has found into an artifact's manifest, in the place of what was found before.
 pub(super) fn add_proof(folder: &Path, proven: &Proven) -> Result<(), Failure> {
-    // Proofs that run at the same time write one after another, each into what the other has left.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Proofs that run at the same time, here or in another forge, write one after another, each into what the
+    // other has left. The manifest itself is replaced, so the folder is locked; closing it ends that.
+    let _turn = fs::File::open(folder)
+        .and_then(|turn| turn.lock().map(|()| turn))
+        .with_context(|| format!("waiting for others to write into {}", folder.display()))
+        .kind(Kind::Infrastructure)?;
     let path = folder.join(artifact::MANIFEST_FILE);
     let text =
         fs::read(&path).with_context(|| format!("reading {}", path.display())).kind(Kind::Infrastructure)?;
