@@ -33,6 +33,9 @@ pub(crate) async fn prepared(name: &str, packages: &[&str]) -> Option<PathBuf> {
     let key = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     let work = folder("roots");
     let path = work.join(format!("{name}-{key}"));
+    // Tests run at the same time, each in a process of its own; one makes the root, the others wait for it.
+    let turn = fs::File::create(work.join(format!("{name}.lock"))).expect("a lock's file");
+    turn.lock().expect("a turn");
     if path.exists() {
         return Some(path);
     }
